@@ -1,0 +1,66 @@
+"""Celery's settings: each departure from a default, with its reason."""
+
+from worker.settings import load_settings
+
+SETTINGS = load_settings()
+
+broker_url = SETTINGS.broker_url
+result_backend = SETTINGS.result_url
+include = ["tasks.update_image"]
+
+# One queue, named like the task. A direct queue without an exchange of its own: nothing to lose on the way into it.
+task_default_queue = "image.update"
+task_default_exchange = ""
+task_default_routing_key = "image.update"
+
+# JSON alone: pickle and YAML run code. The second is plain JSON too, read by stricter rules.
+accept_content = ["json", "aries-request"]
+result_accept_content = ["json"]
+task_serializer = result_serializer = event_serializer = "json"
+
+# A request is acknowledged when it is answered; killed before that, it is delivered again and answered from the
+# ledger. A lost pool child is tried again a few times, never for ever, and then answered InternalError.
+task_acks_late = True
+task_acks_on_failure_or_timeout = True
+task_reject_on_worker_lost = False
+task_retry_on_worker_lost = True
+task_annotations = {"image.update": {"max_retries": 3, "default_retry_delay": 1}}
+# Work takes milliseconds; only a database that is away takes longer, and then it is waited for this long.
+task_time_limit = SETTINGS.retry_seconds + 30
+
+worker_consumer = "worker.consumer:Consumer"
+worker_prefetch_multiplier = 1
+worker_send_task_events = True
+task_send_sent_event = False
+worker_hijack_root_logger = True
+worker_cancel_long_running_tasks_on_connection_loss = False
+
+# Every result expires, faults too; a result store that is away is waited for, but not for ever.
+result_expires = SETTINGS.result_ttl
+result_backend_always_retry = True
+result_backend_max_retries = 20
+result_backend_max_sleep_between_retries_ms = 500
+result_backend_thread_safe = True
+redis_socket_timeout = 5
+redis_socket_connect_timeout = 5
+redis_socket_keepalive = True
+redis_retry_on_timeout = True
+
+# Redis away, failing over or full is a reason to try again, never to exit.
+broker_connection_retry_on_startup = True
+broker_connection_max_retries = None
+broker_channel_error_retry = True
+broker_transport_options = {
+    "visibility_timeout": SETTINGS.lease_seconds,
+    # Kombu looks for expired messages each interval times throttle: 10 x 10 s by default.
+    "unacked_restore_interval": 5,
+    "unacked_restore_throttle": 1,
+    "health_check_interval": 5,
+    "socket_timeout": 5,
+    "socket_connect_timeout": 5,
+    "socket_keepalive": True,
+    # Keys of our own: Flower or `celery inspect`, started with other settings, would give our messages back.
+    "unacked_key": "image.update.unacked",
+    "unacked_index_key": "image.update.unacked.index",
+    "unacked_mutex_key": "image.update.unacked.mutex",
+}

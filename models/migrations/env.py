@@ -1,0 +1,13 @@
+"""Run by Alembic for each command: connects, and migrates in one transaction."""
+
+from alembic import context
+from sqlalchemy import create_engine, pool
+
+from models import metadata
+
+engine = create_engine(context.config.attributes["url"], poolclass=pool.NullPool)
+with engine.connect() as connection:
+    context.configure(connection=connection, target_metadata=metadata, render_as_batch=True)
+    with context.begin_transaction():
+        context.run_migrations()
+engine.dispose()

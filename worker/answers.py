@@ -1,0 +1,224 @@
+"""Answers on their way out: results as Celery writes them and reply events, together in one round trip."""
+
+import json
+import logging
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from celery.backends.redis import RedisBackend, SentinelBackend
+from celery.exceptions import Reject
+from kombu import Connection, Queue
+from redis import ConnectionPool
+from redis.client import Pipeline
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from aries_images import contract
+from worker.task import Answer, BatchTask, Delivery, fault
+
+logger = logging.getLogger(__name__)
+
+class _Answering(RedisBackend):  # type: ignore[misc]  # Celery has no types
+    """Celery's Redis result backend, which also publishes the reply event of a request that a `BatchTask` answered."""
+
+    def mark_as_done(self, task_id: str, result: Any, request: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Store a result; of a `BatchTask`, send the answer."""
+        if self._answer(request) is None:
+            super().mark_as_done(task_id, result, request, *args, **kwargs)
+        else:
+            self._send_or_give_back(request.answer)
+
+    def mark_as_failure(
+        self, task_id: str, exc: BaseException, traceback: Any = None, request: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
+        """Store a fault; of a `BatchTask`, send the answer, made here if the task did not live to make one."""
+        task = self.app.tasks.get(getattr(request, "task", None))
+        if not isinstance(task, BatchTask) or getattr(request, "is_eager", False):
+            super().mark_as_failure(task_id, exc, traceback, request, *args, **kwargs)
+            return
+        answer = self._answer(request)
+        if answer is None:
+            delivery = Delivery.of(vars(request), (), {})
+            answer = Answer(*fault(delivery), delivery, delivery.received_at, delivery.received_at)
+        self._send_or_give_back(answer)
+
+    @staticmethod
+    def _answer(request: Any) -> Answer | None:
+        return getattr(request, "answer", None)
+
+    def _send_or_give_back(self, answer: Answer) -> None:
+        try:
+            self.send_answers([answer])
+        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+            # The change is committed and the ledger has the reply: delivered again, the request is answered from it.
+            logger.warning("cannot send the answer to %s, giving it back: %s", answer.reply.request_id, error)
+            raise Reject(error, requeue=True) from error
+
+    def send_answers(self, answers: Sequence[Answer]) -> None:
+        """Store and publish all of `answers`: results and events in one round trip where they share a Redis.
+
+        Raises:
+            redis.exceptions.ConnectionError: Redis stayed away for longer than the retry policy allows.
+        """
+        self.ensure(self._send, (answers,))
+
+    def _send(self, answers: Sequence[Answer]) -> None:
+        database = self._reply_queue_database()
+        with self.client.pipeline(transaction=True) as pipe:
+            for answer in answers:
+                self._add_result(pipe, answer)
+            if database is not None:
+                self._add_events(pipe, answers, database)
+            pipe.execute()
+        if database is None:
+            self._publish_events(answers)
+
+    # --- results ---
+
+    def _add_result(self, pipe: Pipeline, answer: Answer) -> None:
+        if not answer.delivery.wants_result:
+            return
+        key = contract.RESULT_KEY_PREFIX + answer.reply.request_id
+        document = result_document(answer)
+        if answer.reply.stored:
+            pipe.set(key, document, ex=self.expires)
+        else:
+            # Never over a reply that is stored; NX also keeps an older one of these, which says as little.
+            pipe.set(key, document, ex=self.expires, nx=True)
+        pipe.publish(key, document)
+
+    # --- reply events ---
+
+    def _reply_queue_database(self) -> int | None:
+        """The Redis database of the reply queues, if one connection can reach both it and the results."""
+        broker = self.app.conf.broker_url
+        if not broker.startswith(("redis://", "rediss://", "unix://")) or type(self) is not Backend:
+            return None
+        options = ConnectionPool.from_url(broker).connection_kwargs
+        if any(options.get(name) != self.connparams.get(name) for name in ("host", "port", "path")):
+            return None
+        return int(options.get("db", 0))
+
+    def _add_events(self, pipe: Pipeline, answers: Sequence[Answer], database: int) -> None:
+        pipe.execute_command("SELECT", database)
+        self._push_events(pipe, answers)
+        pipe.execute_command("SELECT", self.connparams.get("db", 0))
+
+    def _push_events(self, pipe: Pipeline, answers: Sequence[Answer]) -> None:
+        settings = self.app.settings
+        for queue, entries in _by_queue(answers).items():
+            pipe.lpush(queue, *entries)
+            pipe.ltrim(queue, 0, settings.reply_queue_max - 1)
+            pipe.expire(queue, settings.reply_queue_ttl)
+
+    def _publish_events(self, answers: Sequence[Answer]) -> None:
+        """To a broker that is not where the results are: another Redis, or one that speaks AMQP."""
+        with self.app.pool.acquire(block=True) as connection:
+            if connection.transport.driver_type == "redis":
+                with connection.default_channel.conn_or_acquire() as client, client.pipeline() as pipe:
+                    self._push_events(pipe, answers)
+                    pipe.execute()
+            else:
+                self._publish_by_kombu(connection, answers)
+
+    def _publish_by_kombu(self, connection: Connection, answers: Sequence[Answer]) -> None:
+        settings = self.app.settings
+        producer = connection.Producer()
+        for answer in answers:
+            queue = Queue(
+                answer.queue,
+                routing_key=answer.queue,
+                max_length=settings.reply_queue_max,
+                expires=settings.reply_queue_ttl,
+            )
+            producer.publish(
+                event_body(answer),
+                routing_key=answer.queue,
+                content_type="application/json",
+                content_encoding="utf-8",
+                headers=event_headers(answer),
+                correlation_id=answer.delivery.correlation_id or answer.reply.request_id,
+                declare=[queue],
+            )
+
+
+class Backend(_Answering):
+    """For `redis://`, `rediss://` and `unix://`."""
+
+
+class BackendOnSentinel(_Answering, SentinelBackend):  # type: ignore[misc]  # Celery has no types
+    """For `sentinel://`."""
+
+
+#: Celery's names of the result backends that these take the place of.
+BACKENDS = {
+    "redis": "worker.answers:Backend",
+    "rediss": "worker.answers:Backend",
+    "sentinel": "worker.answers:BackendOnSentinel",
+}
+
+
+def result_document(answer: Answer) -> str:
+    """What Celery's own backend would store: JSON with the same keys, round the reply document as it stands."""
+    reply, headers = answer.reply, answer.delivery.headers
+    done = datetime.fromtimestamp(answer.committed_at, UTC).isoformat()
+    extra: dict[str, Any] = {"traceback": None, "children": [], "date_done": done}
+    if headers.get("group"):
+        extra["group_id"] = headers["group"]
+    if headers.get("parent_id"):
+        extra["parent_id"] = headers["parent_id"]
+    extra["task_id"] = reply.request_id
+    status, result = "SUCCESS", reply.text
+    if answer.failed:
+        message = contract.INTERNAL_ERROR.message
+        error = {"exc_type": reply.code, "exc_message": [message], "exc_module": "aries_images.errors"}
+        status, result = "FAILURE", json.dumps(error, ensure_ascii=False)
+    return f'{{"status": "{status}", "result": {result}, {json.dumps(extra)[1:]}'
+
+
+def event_body(answer: Answer) -> str:
+    """The CloudEvents document; JSON text."""
+    return contract.reply_event(answer.reply, datetime.fromtimestamp(answer.committed_at, UTC))
+
+
+def event_headers(answer: Answer) -> dict[str, Any]:
+    """What the event says of the journey; times in whole milliseconds."""
+    delivery = answer.delivery
+    traceparent = delivery.headers.get(contract.TRACEPARENT)
+    return {
+        "replayed": answer.reply.replayed,
+        "attempt": delivery.attempt,
+        "queue_ms": round((answer.begun_at - delivery.queued_since) * 1000),
+        "commit_ms": round((answer.committed_at - answer.begun_at) * 1000),
+        "worker": delivery.worker,
+        "traceparent": traceparent if contract.is_traceparent(traceparent) else None,
+    }
+
+
+def _by_queue(answers: Iterable[Answer]) -> Mapping[str, list[str]]:
+    queues: dict[str, list[str]] = {}
+    for answer in answers:
+        queues.setdefault(answer.queue, []).append(_entry(answer))
+    return queues
+
+
+def _entry(answer: Answer) -> str:
+    """A message as kombu's Redis transport writes it to a list, its body a plain JSON string."""
+    return json.dumps(
+        {
+            "body": event_body(answer),
+            "content-encoding": "utf-8",
+            "content-type": "application/json",
+            "headers": event_headers(answer),
+            "properties": {
+                "correlation_id": answer.delivery.correlation_id or answer.reply.request_id,
+                "delivery_mode": 2,
+                "delivery_info": {"exchange": "", "routing_key": answer.queue},
+                "priority": 0,
+                "delivery_tag": str(uuid.uuid4()),
+            },
+        },
+        ensure_ascii=False,
+    )

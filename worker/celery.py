@@ -1,0 +1,38 @@
+"""The application, put together: `celery -A worker worker`."""
+
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_process_init
+
+import celeryconfig
+from worker.answers import BACKENDS
+from worker.consumer import register_serializer
+from worker.database import Database
+from worker.settings import Settings
+
+
+class ImagesApp(Celery):  # type: ignore[misc]  # Celery has no types
+    """The Celery application, with what its tasks need beside a message."""
+
+    settings: Settings
+    database: Database
+
+
+def build_app(settings: Settings) -> ImagesApp:
+    """An application for `settings`; nothing is connected yet."""
+    app = ImagesApp("aries-images", set_as_current=True)
+    app.config_from_object(celeryconfig)
+    app.loader.override_backends = BACKENDS
+    app.settings = settings
+    app.database = Database(settings.database_url)
+    register_serializer()
+
+    def after_fork(**_: Any) -> None:
+        app.database.forget_connections()
+
+    worker_process_init.connect(after_fork, weak=False)
+    return app
+
+
+app = build_app(celeryconfig.SETTINGS)

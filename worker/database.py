@@ -1,0 +1,97 @@
+"""The database: one engine per process, and the only commit in the code base."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+#: SQLSTATEs after which the same transaction may succeed: serialisation failure, deadlock, lock not available, and
+#: the unique violation that a race for one name or one request id ends in.
+_PASSING_STATES = frozenset({"40001", "40P01", "55P03", "23505"})
+#: The same for SQLite, by its extended code, or by the primary code in the low byte.
+_PASSING_CODES = frozenset(
+    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY}
+)
+#: SQLSTATE classes of a server that is away, full, starting or stopping: connection exception, insufficient
+#: resources, operator intervention, system error.
+_AWAY_CLASSES = ("08", "53", "57", "58")
+#: Seconds that SQLite waits for another writer before it says that it is busy.
+_SQLITE_BUSY_SECONDS = 5.0
+
+
+class Database:
+    """Connections to the database at `url`, opened when first needed."""
+
+    def __init__(self, url: str, connections: int = 5) -> None:
+        self.engine = _engine(url, connections)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A connection whose work is committed at the end, or rolled back if the block raises."""
+        with self.engine.begin() as connection:
+            yield connection
+
+    def forget_connections(self) -> None:
+        """In a forked child: drop the parent's connections without closing them, since they are still its own."""
+        self.engine.dispose(close=False)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+def _engine(url: str, connections: int) -> Engine:
+    if make_url(url).get_backend_name() == "sqlite":
+        engine = create_engine(url, connect_args={"timeout": _SQLITE_BUSY_SECONDS})
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_immediate)
+        return engine
+    return create_engine(
+        make_url(url).set(drivername="postgresql+psycopg"),
+        pool_size=connections,
+        max_overflow=0,
+        pool_pre_ping=False,
+        isolation_level="READ COMMITTED",
+        connect_args={"connect_timeout": 5, "application_name": "aries-images"},
+    )
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+    # The driver's own transaction handling begins too late and ends too early; see _begin_immediate.
+    connection.isolation_level = None
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin_immediate(connection: Connection) -> None:
+    # A transaction that reads first and writes later fails at once, without waiting, when another has written
+    # between the two. IMMEDIATE takes the one write lock of SQLite at the beginning and waits for it.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def is_race(error: BaseException) -> bool:
+    """Whether another transaction got in the way, so that the same work may succeed if it is done again."""
+    if not isinstance(error, DBAPIError):
+        return False
+    code = getattr(error.orig, "sqlite_errorcode", 0)
+    return _state(error) in _PASSING_STATES or code in _PASSING_CODES or code & 0xFF in _PASSING_CODES
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether the database could not be asked, or did not live to say how it went."""
+    if not isinstance(error, DBAPIError) or isinstance(error.orig, sqlite3.Error):
+        return False
+    if error.connection_invalidated:
+        return True
+    state = _state(error)
+    if state is None:  # psycopg gives no SQLSTATE where no server answered
+        return isinstance(error, OperationalError | InterfaceError)
+    return state.startswith(_AWAY_CLASSES)
+
+
+def _state(error: DBAPIError) -> str | None:
+    return getattr(error.orig, "sqlstate", None)

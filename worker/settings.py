@@ -1,0 +1,75 @@
+"""The environment, read once into one frozen object."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+PREFIX = "ARIES_"
+
+
+def _database_url(value: str) -> str:
+    try:
+        backend = make_url(value).get_backend_name()
+    except ArgumentError:
+        raise ValueError("must be a database URL such as postgresql://user@host/name") from None
+    if backend not in ("sqlite", "postgresql"):
+        raise ValueError("must begin with sqlite:// or postgresql://")
+    return value
+
+
+def _result_url(value: str) -> str:
+    if not value.startswith(("redis://", "rediss://", "unix://", "sentinel://")):
+        raise ValueError("must be a Redis URL: results are kept in Redis whatever the broker is")
+    return value
+
+
+def _broker_url(value: str) -> str:
+    if "://" not in value:
+        raise ValueError("must be a broker URL such as redis://host:6379/0")
+    return value
+
+
+class Settings(BaseSettings):
+    """Every setting of the application, each from the environment variable `ARIES_<NAME>`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    #: Where requests wait and reply events go.
+    broker_url: Annotated[str, AfterValidator(_broker_url)] = "redis://127.0.0.1:6379/0"
+    #: Where results are kept and announced: Redis, whatever the broker is.
+    result_url: Annotated[str, AfterValidator(_result_url)] = "redis://127.0.0.1:6379/1"
+    #: SQLite or PostgreSQL.
+    database_url: Annotated[str, AfterValidator(_database_url)] = "sqlite:///var/aries.db"
+    log: Literal["text", "json"] = "text"
+    #: Seconds that a result can be fetched for.
+    result_ttl: int = Field(3600, ge=10)
+    #: A reply queue keeps its newest entries up to this number, and vanishes this many seconds after the last one.
+    reply_queue_max: int = Field(10_000, ge=1)
+    reply_queue_ttl: int = Field(3600, ge=10)
+    #: Most requests in one transaction.
+    batch_max: int = Field(100, ge=1, le=1000)
+    #: Seconds that a request is retried for against a database that is busy or away, where it has no deadline.
+    retry_seconds: float = Field(30.0, ge=0)
+    #: Seconds after which a message that a dead worker held is given to another.
+    lease_seconds: float = Field(30.0, ge=1)
+
+
+def load_settings() -> Settings:
+    """The settings of this process.
+
+    Raises:
+        SystemExit: a variable has a wrong value; the message names it in one sentence.
+    """
+    try:
+        settings = Settings()
+    except ValidationError as exception:
+        error = exception.errors()[0]
+        variable = PREFIX + str(error["loc"][0]).upper()
+        raise SystemExit(f"{variable}: {error['msg'].removeprefix('Value error, ')}.") from None
+    if settings.database_url.startswith("sqlite:///var/"):
+        Path("var").mkdir(exist_ok=True)
+    return settings

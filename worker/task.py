@@ -1,0 +1,163 @@
+"""Tasks that answer many requests at once: what they are given, and what they give back."""
+
+import logging
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, Self
+
+from celery import Task
+
+from aries_images import contract
+from aries_images.contract import Refusal, Reply
+from aries_images.errors import InternalError
+
+logger = logging.getLogger(__name__)
+
+#: Headers that the consumer sets on a message for the task to see; what a sender puts there is overwritten.
+MALFORMED = "malformed"
+REVOKED = "revoked"
+RECEIVED_AT = "received_at"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message as a task sees it, whichever pool and broker it came through."""
+
+    request_id: str
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    headers: Mapping[str, Any]
+    #: What is wrong with the message itself, in words fit for the caller.
+    malformed: str | None = None
+    #: Revoked by an operator: not to be applied.
+    revoked: bool = False
+    deadline: datetime | None = None
+    reply_to: Any = None
+    correlation_id: str | None = None
+    #: 1 for the first delivery.
+    attempt: int = 1
+    #: Whether the caller wants a result, or only the reply event.
+    wants_result: bool = True
+    #: Name of the worker node.
+    worker: str = ""
+    #: When it came out of the queue: Unix time, seconds.
+    received_at: float = 0.0
+
+    @classmethod
+    def of(cls, request: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Self:
+        """From Celery's request: message headers and what the worker added to them, in one mapping."""
+        delivery_info = request.get("delivery_info") or {}
+        headers = request if "task" in request else request.get("headers") or {}  # eager calls keep them apart
+        return cls(
+            request_id=request.get("id") or str(uuid.uuid4()),
+            args=args,
+            kwargs=kwargs,
+            headers=headers,
+            malformed=headers.get(MALFORMED),
+            revoked=headers.get(REVOKED, False),
+            deadline=read_deadline(request.get("expires")),
+            reply_to=request.get("reply_to"),
+            correlation_id=request.get("correlation_id"),
+            attempt=headers.get("deliveries") or 1 + bool(delivery_info.get("redelivered")),
+            wants_result=not request.get("ignore_result"),
+            worker=request.get("hostname") or "",
+            received_at=headers.get(RECEIVED_AT) or time.time(),
+        )
+
+    @property
+    def queued_since(self) -> float:
+        """Unix time in seconds at which the caller sent it; when it was received, where he does not say."""
+        sent_at = self.headers.get(contract.SENT_AT)
+        return min(float(sent_at), self.received_at) if isinstance(sent_at, int | float) else self.received_at
+
+
+def read_deadline(expires: Any) -> datetime | None:
+    """The moment that an `expires` header names; one without a time zone is in UTC, as Celery's are.
+
+    Raises:
+        ValueError: it is not an ISO 8601 moment.
+    """
+    if expires is None:
+        return None
+    if not isinstance(expires, str | datetime):
+        raise ValueError("expires must be an ISO 8601 moment")
+    moment = datetime.fromisoformat(expires) if isinstance(expires, str) else expires
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+class Addressed(NamedTuple):
+    """A reply and the queue that its event goes to."""
+
+    reply: Reply
+    queue: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A reply on its way out: what is stored, where the event goes and what it says of the journey."""
+
+    reply: Reply
+    queue: str
+    delivery: Delivery
+    #: Unix times in seconds.
+    begun_at: float
+    committed_at: float
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is a fault, which Celery is to show as FAILURE."""
+        return self.reply.code == contract.INTERNAL_ERROR.name
+
+
+class BatchTask(Task):  # type: ignore[misc]  # Celery has no types
+    """A task whose function takes a list of deliveries and returns a reply to each.
+
+    Pools that know it hand it a whole batch through `answers`; any other pool, an eager call and a direct call
+    hand it one request at a time. A refusal is a reply like another; a fault is raised as `InternalError`.
+    """
+
+    abstract = True
+    acks_late = True
+    typing = False
+    Request = "worker.request:Request"
+
+    def run(self, deliveries: Sequence[Delivery]) -> Sequence[Addressed]:
+        """Answer each of `deliveries`, in order. The function that the task is made from takes this place."""
+        raise NotImplementedError
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Answer one request; the reply document.
+
+        Raises:
+            InternalError: the fault is ours; the log says more.
+        """
+        request = self.request
+        [answer] = self.answers([Delivery.of(vars(request), args, kwargs)])
+        if not request.is_eager and not request.called_directly:
+            request.answer = answer  # for the result backend, which stores and publishes it
+        if answer.failed:
+            raise InternalError(contract.INTERNAL_ERROR.message, request_id=answer.reply.request_id)
+        return answer.reply.document
+
+    def answers(self, deliveries: Sequence[Delivery]) -> list[Answer]:
+        """An answer to each of `deliveries`, whatever happens."""
+        begun_at = time.time()
+        try:
+            addressed = self.run(deliveries)
+        except Exception:
+            logger.exception("a batch of %s failed", self.name)
+            addressed = [fault(delivery) for delivery in deliveries]
+        committed_at = time.time()
+        return [
+            Answer(reply, queue, delivery, begun_at, committed_at)
+            for (reply, queue), delivery in zip(addressed, deliveries, strict=True)
+        ]
+
+
+def fault(delivery: Delivery) -> Addressed:
+    """The answer where there is no other: ours is the fault, and nobody is known to have asked."""
+    reply = Reply.refused(delivery.request_id, None, Refusal(contract.INTERNAL_ERROR))
+    return Addressed(reply, contract.reply_queue(delivery.reply_to, contract.ANONYMOUS) or contract.REPLY_QUEUE)
