@@ -28,6 +28,10 @@ task_annotations = {"image.update": {"max_retries": 3, "default_retry_delay": 1}
 # Work takes milliseconds; only a database that is away takes longer, and then it is waited for this long.
 task_time_limit = SETTINGS.retry_seconds + 30
 
+# Whatever is waiting runs as one batch. One batch at a time is enough: the second would wait for the first one's
+# locks, and both for the interpreter.
+worker_pool = "worker.group_commit:Pool"
+worker_concurrency = 1
 worker_consumer = "worker.consumer:Consumer"
 worker_prefetch_multiplier = 1
 worker_send_task_events = True
@@ -51,16 +55,10 @@ broker_connection_retry_on_startup = True
 broker_connection_max_retries = None
 broker_channel_error_retry = True
 broker_transport_options = {
-    "visibility_timeout": SETTINGS.lease_seconds,
-    # Kombu looks for expired messages each interval times throttle: 10 x 10 s by default.
-    "unacked_restore_interval": 5,
-    "unacked_restore_throttle": 1,
+    "lease_seconds": SETTINGS.lease_seconds,
+    "unacked_restore_interval": 1,
     "health_check_interval": 5,
     "socket_timeout": 5,
     "socket_connect_timeout": 5,
     "socket_keepalive": True,
-    # Keys of our own: Flower or `celery inspect`, started with other settings, would give our messages back.
-    "unacked_key": "image.update.unacked",
-    "unacked_index_key": "image.update.unacked.index",
-    "unacked_mutex_key": "image.update.unacked.mutex",
 }

@@ -4,11 +4,13 @@ from typing import Any
 
 from celery import Celery
 from celery.signals import worker_process_init
+from kombu.transport import TRANSPORT_ALIASES
 
 import celeryconfig
 from worker.answers import BACKENDS
 from worker.consumer import register_serializer
 from worker.database import Database
+from worker.intake import TRANSPORTS
 from worker.settings import Settings
 
 
@@ -24,6 +26,7 @@ def build_app(settings: Settings) -> ImagesApp:
     app = ImagesApp("aries-images", set_as_current=True)
     app.config_from_object(celeryconfig)
     app.loader.override_backends = BACKENDS
+    TRANSPORT_ALIASES.update(TRANSPORTS)  # by its name, not as a class path: Flower reads the URL's scheme
     app.settings = settings
     app.database = Database(settings.database_url)
     register_serializer()

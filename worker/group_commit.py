@@ -1,0 +1,276 @@
+"""The worker pool: whatever is waiting runs as one batch."""
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from billiard.einfo import ExceptionInfo
+from celery import signals
+from celery.app.task import Context
+from celery.concurrency.base import BasePool
+from celery.utils.log import get_logger
+from redis.exceptions import RedisError
+
+from aries_images import contract
+from aries_images.errors import InternalError
+from worker.task import Answer, BatchTask, Delivery
+
+logger = get_logger(__name__)
+
+#: Batches that a worker holds beside those under way, so that none waits for the queue.
+_WINDOWS = 2
+#: Seconds between two tries to send answers while Redis is away.
+_SEND_AGAIN = 0.5
+#: Characters of a reply that Celery's events show.
+_SHOWN = 1024
+
+
+@dataclass(slots=True, weakref_slot=True, eq=False)
+class Job:
+    """One request in the pool: what Celery would trace, and Celery's callbacks for it."""
+
+    trace: Callable[..., tuple[Any, ...]]
+    arguments: tuple[Any, ...]
+    accepted: Callable[[int, float], None]
+    finished: Callable[[tuple[int, Any, float]], None]
+    started_at: float = field(default=0.0)
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """Headers, arguments and the rest, as Celery's tracer gets them."""
+        request: dict[str, Any] = self.arguments[2]
+        return request
+
+    def terminate(self, _signal: Any) -> None:
+        """A batch that runs can't be stopped; its transaction takes milliseconds."""
+
+
+class Pool(BasePool):  # type: ignore[misc]  # Celery has no types
+    """Runs the requests of each `BatchTask` together, as many as are waiting, and all other tasks one by one.
+
+    A batch is never waited for: it is what has come while the one before it ran, 1 to `batch_max`. `--concurrency`
+    is the number of batches under way.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._waiting: deque[Job] = deque()
+        self._arrived = threading.Condition()
+        self._reports: deque[Callable[[], None]] = deque()
+        self._threads: list[threading.Thread] = []
+        self._closing = False
+        self._wake_reader, self._wake_writer = os.pipe()
+        self._has_loop = False
+        self._pid = os.getpid()
+
+    # --- Celery's side: the main thread ---
+
+    @property
+    def num_processes(self) -> int:
+        """What Celery multiplies into its prefetch window."""
+        return int(self.limit) * int(self.app.settings.batch_max) * _WINDOWS
+
+    def on_start(self) -> None:
+        """Start the batch threads."""
+        for number in range(self.limit):
+            thread = threading.Thread(target=self._run, name=f"batch-{number}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def register_with_event_loop(self, loop: Any) -> None:
+        """Have Celery's callbacks run in its loop.
+
+        Through a pipe, not `loop.call_soon`: what a callback itself puts off with `call_soon` (acknowledgements,
+        events) is looked at only after the loop has waited for a file descriptor, so it must be one that wakes it.
+        """
+        os.set_blocking(self._wake_reader, False)  # noqa: FBT003
+        self._has_loop = True
+        loop.add_reader(self._wake_reader, self._on_woken)
+
+    def _on_woken(self) -> None:
+        os.read(self._wake_reader, 4096)
+        self._run_reports()
+
+    def _run_reports(self) -> None:
+        while self._reports:
+            self._reports.popleft()()
+
+    def on_apply(
+        self,
+        target: Callable[..., tuple[Any, ...]],
+        args: Sequence[Any],
+        _kwargs: dict[str, Any],
+        accept_callback: Callable[..., None],
+        callback: Callable[..., None],
+        **_options: Any,
+    ) -> Job:
+        """Add a request to the waiting list."""
+        job = Job(target, tuple(args), accept_callback, callback)
+        with self._arrived:
+            self._waiting.append(job)
+            self._arrived.notify()
+        return job
+
+    def on_close(self) -> None:
+        """The worker is leaving: what is under way is finished and reported, what waits goes back to the queue."""
+        with self._arrived:
+            self._closing = True
+            self._waiting.clear()
+            self._arrived.notify_all()
+        for thread in self._threads:
+            thread.join()
+        self._run_reports()
+
+    def on_stop(self) -> None:
+        """Nothing is left to do after `on_close`."""
+
+    def on_terminate(self) -> None:
+        """The same as leaving in order: a transaction under way takes milliseconds."""
+        self.on_close()
+
+    def _get_info(self) -> dict[str, Any]:
+        return {**super()._get_info(), "batch-max": self.app.settings.batch_max, "waiting": len(self._waiting)}
+
+    # --- the batch threads ---
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            task = self.app.tasks[batch[0].arguments[0]]
+            try:
+                if isinstance(task, BatchTask):
+                    _Batch(self, task, batch).run()
+                else:
+                    self._run_alone(batch[0])
+            except Exception:
+                logger.critical("a batch broke off; its requests are delivered again", exc_info=True)
+
+    def _next_batch(self) -> list[Job]:
+        """The requests that wait, up to a full batch of one task; empty when the pool closes."""
+        with self._arrived:
+            while not self._waiting and not self._closing:
+                self._arrived.wait()
+            batch: list[Job] = []
+            while self._waiting and not self._closing and len(batch) < self.app.settings.batch_max:
+                name = self._waiting[0].arguments[0]
+                alone = not isinstance(self.app.tasks[name], BatchTask)
+                if batch and (alone or name != batch[0].arguments[0]):
+                    break
+                batch.append(self._waiting.popleft())
+                if alone:
+                    break
+            return batch
+
+    def _run_alone(self, job: Job) -> None:
+        started_at = time.monotonic()
+        self.report(lambda: job.accepted(self._pid, started_at))
+        outcome = job.trace(*job.arguments)
+        self.report(lambda: job.finished(outcome))
+
+    def report(self, callback: Callable[[], None]) -> None:
+        """Have `callback` run where Celery expects it: in its loop if there is one, else right here."""
+        if self._has_loop:
+            self._reports.append(callback)
+            os.write(self._wake_writer, b".")
+        else:
+            callback()
+
+    @property
+    def closing(self) -> bool:
+        """Whether the worker is leaving."""
+        return self._closing
+
+
+class _Batch:
+    """One batch on its way through the task, the result backend and Celery's callbacks."""
+
+    def __init__(self, pool: Pool, task: BatchTask, jobs: list[Job]) -> None:
+        self._pool, self._task, self._jobs = pool, task, jobs
+        self._started_at = time.monotonic()
+
+    def run(self) -> None:
+        self._pool.report(self._report_accepted)
+        deliveries = [Delivery.of(job.request, job.request["args"], job.request["kwargs"]) for job in self._jobs]
+        self._signal_all(signals.task_prerun, deliveries)
+        answers = self._task.answers(deliveries)
+        if not self._send(answers):
+            return  # not acknowledged: delivered again, and answered from the ledger
+        self._signal_outcomes(answers)
+        self._pool.report(lambda: self._report_finished(answers))
+
+    def _send(self, answers: list[Answer]) -> bool:
+        """Send the answers, however long Redis is away; the leases are kept, and no more than a window is held."""
+        while True:
+            try:
+                self._task.backend.send_answers(answers)
+            except (RedisError, OSError) as error:
+                if self._pool.closing:
+                    return False
+                logger.warning("cannot send %d answers, trying again: %s", len(answers), error)
+                time.sleep(_SEND_AGAIN)
+            else:
+                return True
+
+    # --- in Celery's loop ---
+
+    def _report_accepted(self) -> None:
+        for job in self._jobs:
+            job.accepted(self._pool._pid, self._started_at)  # noqa: SLF001
+
+    def _report_finished(self, answers: list[Answer]) -> None:
+        runtime = time.monotonic() - self._started_at
+        for job, answer in zip(self._jobs, answers, strict=True):
+            if answer.failed:
+                job.finished((1, _failure(answer), runtime))
+            else:
+                job.finished((0, answer.reply.text[:_SHOWN], runtime))
+
+    # --- Celery's signals, where anyone listens ---
+
+    def _signal_all(self, signal: Any, deliveries: list[Delivery]) -> None:
+        if signal.receivers:
+            for job, delivery in zip(self._jobs, deliveries, strict=True):
+                self._signal(signal, job, task_id=delivery.request_id, task=self._task)
+
+    def _signal_outcomes(self, answers: list[Answer]) -> None:
+        for job, answer in zip(self._jobs, answers, strict=True):
+            failure = _failure(answer) if answer.failed else None
+            if failure is None and signals.task_success.receivers:
+                self._signal(signals.task_success, job, result=answer.reply.document)
+            if failure is not None and signals.task_failure.receivers:
+                self._signal(
+                    signals.task_failure,
+                    job,
+                    task_id=answer.reply.request_id,
+                    exception=failure.exception,
+                    traceback=failure.traceback,
+                    einfo=failure,
+                )
+            if signals.task_postrun.receivers:
+                self._signal(
+                    signals.task_postrun,
+                    job,
+                    task_id=answer.reply.request_id,
+                    task=self._task,
+                    retval=failure.exception if failure else answer.reply.document,
+                    state="FAILURE" if failure else "SUCCESS",
+                )
+
+    def _signal(self, signal: Any, job: Job, **fields: Any) -> None:
+        if signal is not signals.task_success:
+            fields |= {"args": job.request["args"], "kwargs": job.request["kwargs"]}
+        self._task.request_stack.push(Context(job.request))  # receivers look at `task.request`
+        try:
+            signal.send(sender=self._task, **fields)
+        finally:
+            self._task.request_stack.pop()
+
+
+def _failure(answer: Answer) -> ExceptionInfo:
+    try:
+        raise InternalError(contract.INTERNAL_ERROR.message, request_id=answer.reply.request_id)
+    except InternalError:
+        return ExceptionInfo()
