@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 #: NaN, and keeps the last of two equal keys; so the consumer marks each request with a content type of its own.
 SERIALIZER, CONTENT_TYPE = "aries-request", "application/vnd.aries.request+json"
 
+#: Events that go out in one message, if one turn of the loop brings so many; Celery's 24 cost a round trip each.
+_EVENTS_AT_ONCE = 1000
+
 _JSON = "application/json"
 _NOTHING = "[[], {}, {}]"
 #: What `embed` may hold of Celery's canvas, without asking the worker to send further messages.
@@ -55,9 +58,16 @@ def register_serializer() -> None:
 class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no types
     """A consumer that no message can stop."""
 
+    def start(self) -> None:
+        """Consume until the worker stops, with the window that the pool asks for; Celery counts processes."""
+        self.initial_prefetch_count = self.max_prefetch_count
+        super().start()
+
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:
         """Celery's handler, behind a check of each message for a `BatchTask`."""
         handle = super().create_task_handler(*args, **kwargs)
+        if self.event_dispatcher is not None:
+            self.event_dispatcher.buffer_limit = _EVENTS_AT_ONCE
 
         def on_task_received(message: Message) -> None:
             headers = message.headers
