@@ -13,9 +13,8 @@ task_default_queue = "image.update"
 task_default_exchange = ""
 task_default_routing_key = "image.update"
 
-# JSON alone: pickle and YAML run code. The second is plain JSON too, read by stricter rules.
-accept_content = ["json", "aries-request"]
-result_accept_content = ["json"]
+# JSON alone: pickle and YAML run code.
+accept_content = result_accept_content = ["json"]
 task_serializer = result_serializer = event_serializer = "json"
 
 # A request is acknowledged when it is answered; killed before that, it is delivered again and answered from the

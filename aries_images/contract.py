@@ -344,7 +344,7 @@ class Image(BaseModel):
 
 def rfc3339(moment: datetime) -> str:
     """`moment` in UTC, to whole seconds (floor), as the seed writes times."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return moment.astimezone(UTC).isoformat(timespec="seconds").removesuffix("+00:00") + "Z"
 
 
 def image_document(image: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,22 @@ from worker.task import Answer, BatchTask, Delivery, fault
 
 logger = logging.getLogger(__name__)
 
+# What Celery's backend does for one result, for many: store it, and announce it on the channel of the same name. A
+# reply that the ledger does not keep is never stored over one that it keeps; NX keeps an older one of its kind too,
+# which says as little.
+_STORE = """
+for i, key in ipairs(KEYS) do
+  local document = ARGV[i + 2]
+  if string.sub(ARGV[2], i, i) == '1' then
+    redis.call('SET', key, document, 'EX', ARGV[1])
+  else
+    redis.call('SET', key, document, 'EX', ARGV[1], 'NX')
+  end
+  redis.call('PUBLISH', key, document)
+end
+"""
+
+
 class _Answering(RedisBackend):  # type: ignore[misc]  # Celery has no types
     """Celery's Redis result backend, which also publishes the reply event of a request that a `BatchTask` answered."""
 
@@ -66,9 +82,8 @@ class _Answering(RedisBackend):  # type: ignore[misc]  # Celery has no types
 
     def _send(self, answers: Sequence[Answer]) -> None:
         database = self._reply_queue_database()
-        with self.client.pipeline(transaction=True) as pipe:
-            for answer in answers:
-                self._add_result(pipe, answer)
+        with self.client.pipeline(transaction=False) as pipe:
+            self._add_results(pipe, answers)
             if database is not None:
                 self._add_events(pipe, answers, database)
             pipe.execute()
@@ -77,17 +92,13 @@ class _Answering(RedisBackend):  # type: ignore[misc]  # Celery has no types
 
     # --- results ---
 
-    def _add_result(self, pipe: Pipeline, answer: Answer) -> None:
-        if not answer.delivery.wants_result:
-            return
-        key = contract.RESULT_KEY_PREFIX + answer.reply.request_id
-        document = result_document(answer)
-        if answer.reply.stored:
-            pipe.set(key, document, ex=self.expires)
-        else:
-            # Never over a reply that is stored; NX also keeps an older one of these, which says as little.
-            pipe.set(key, document, ex=self.expires, nx=True)
-        pipe.publish(key, document)
+    def _add_results(self, pipe: Pipeline, answers: Sequence[Answer]) -> None:
+        wanted = [answer for answer in answers if answer.delivery.wants_result]
+        if wanted:
+            keys = [contract.RESULT_KEY_PREFIX + answer.reply.request_id for answer in wanted]
+            documents = [result_document(answer) for answer in wanted]
+            stored = "".join("1" if answer.reply.stored else "0" for answer in wanted)
+            pipe.eval(_STORE, len(keys), *keys, self.expires, stored, *documents)
 
     # --- reply events ---
 

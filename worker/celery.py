@@ -8,7 +8,6 @@ from kombu.transport import TRANSPORT_ALIASES
 
 import celeryconfig
 from worker.answers import BACKENDS
-from worker.consumer import register_serializer
 from worker.database import Database
 from worker.intake import TRANSPORTS
 from worker.settings import Settings
@@ -29,7 +28,6 @@ def build_app(settings: Settings) -> ImagesApp:
     TRANSPORT_ALIASES.update(TRANSPORTS)  # by its name, not as a class path: Flower reads the URL's scheme
     app.settings = settings
     app.database = Database(settings.database_url)
-    register_serializer()
 
     def after_fork(**_: Any) -> None:
         app.database.forget_connections()

@@ -16,7 +16,7 @@ from aries_images.errors import InternalError
 
 logger = logging.getLogger(__name__)
 
-#: Headers that the consumer sets on a message for the task to see; what a sender puts there is overwritten.
+#: Headers that the worker sets on a message for the task to see; what a sender puts there is overwritten.
 MALFORMED = "malformed"
 REVOKED = "revoked"
 RECEIVED_AT = "received_at"
@@ -122,6 +122,7 @@ class BatchTask(Task):  # type: ignore[misc]  # Celery has no types
     abstract = True
     acks_late = True
     typing = False
+    Strategy = "worker.strategy:strategy"
     Request = "worker.request:Request"
 
     def run(self, deliveries: Sequence[Delivery]) -> Sequence[Addressed]:
