@@ -1,0 +1,180 @@
+"""The broker's side of the client: sending requests to it, and taking reply events from it, through kombu."""
+
+import logging
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import suppress
+from queue import Empty, LifoQueue
+from typing import Any
+
+from kombu.connection import Connection
+from kombu.entity import Queue
+from kombu.message import Message
+from kombu.messaging import Consumer, Producer
+
+from aries_images import contract
+from aries_images._request import Outgoing
+from aries_images._result_store import SOCKET_TIMEOUT
+
+#: Connections that send, per client: sending takes well under a millisecond, so few serve many threads.
+_SENDERS = 4
+#: Seconds between two tries to reach the broker: first, and at most.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0
+
+_log = logging.getLogger(__name__)
+
+
+class NotSentError(Exception):
+    """The broker did not confirm in time that it has the message. It may have it nevertheless."""
+
+
+def _connect(url: str, options: Mapping[str, Any], *, socket_timeout: float, deadline: float) -> Connection:
+    # Each transport takes its own of these and passes over the others: Redis the first three, AMQP the rest.
+    settings = {
+        "socket_timeout": socket_timeout,
+        "socket_connect_timeout": SOCKET_TIMEOUT,
+        "socket_keepalive": True,
+        "read_timeout": socket_timeout,
+        "write_timeout": socket_timeout,
+        "confirm_publish": True,
+    }
+    connection = Connection(url, connect_timeout=SOCKET_TIMEOUT, transport_options=settings | dict(options))
+    # Left to itself kombu sleeps two seconds between two hosts; one try for each host of the URL is enough.
+    connection.ensure_connection(
+        max_retries=max(len(connection.alt) - 1, 0),
+        interval_start=0,
+        interval_step=0,
+        timeout=max(deadline - time.monotonic(), 0.001),
+    )
+    return connection
+
+
+class Outbox:
+    """A few connections to the broker, each used by one thread at a time (AMQP channels can't be shared)."""
+
+    def __init__(self, url: str, options: Mapping[str, Any]) -> None:
+        try:
+            Connection(url)
+        except KeyError:
+            raise ValueError("the broker URL has a scheme that kombu has no transport for") from None
+        self._url = url
+        self._options = options
+        self._idle: LifoQueue[Producer | None] = LifoQueue()
+        for _ in range(_SENDERS):
+            self._idle.put(None)
+
+    def send(self, request: Outgoing, deadline: float) -> None:
+        """Put the request on the queue, trying again until `deadline` (monotonic) if the broker is away.
+
+        A message may get there twice, if a confirmation is lost. That does no harm: the worker applies a
+        request id once.
+
+        Raises:
+            NotSentError: the broker did not confirm it before the deadline.
+        """
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                return self._try(request, deadline)
+            except Exception as error:  # each transport has exceptions of its own
+                if time.monotonic() + pause >= deadline:
+                    raise NotSentError(str(error) or type(error).__name__) from error
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _try(self, request: Outgoing, deadline: float) -> None:
+        try:
+            producer = self._idle.get(timeout=max(deadline - time.monotonic(), 0))
+        except Empty:
+            raise NotSentError("all connections to the broker are busy") from None
+        try:
+            producer = producer or self._producer(deadline)
+            producer.publish(
+                request.body,
+                routing_key=contract.QUEUE,
+                headers=request.headers,
+                delivery_mode="persistent",
+                confirm_timeout=SOCKET_TIMEOUT,
+                **request.properties,
+            )
+        except BaseException:
+            _close(producer)
+            producer = None
+            raise
+        finally:
+            self._idle.put(producer)
+
+    def _producer(self, deadline: float) -> Producer:
+        connection = _connect(self._url, self._options, socket_timeout=SOCKET_TIMEOUT, deadline=deadline)
+        channel: Any = connection.channel()
+        if connection.transport.driver_type == "redis":
+            # Else it builds a new client object for each message, which takes a tenth of the whole call.
+            channel._create_client = lambda: channel.client  # noqa: SLF001
+        return Producer(channel)
+
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        for _ in range(_SENDERS):
+            with suppress(Empty):
+                _close(self._idle.get_nowait())
+
+
+def _close(producer: Producer | None) -> None:
+    if producer is not None and producer.connection is not None:
+        with suppress(Exception):  # it may be broken already, and nothing more is asked of it
+            producer.connection.close()
+
+
+# --- reply events ----------------------------------------------------------------------------------------------------
+
+#: Kombu keeps what it has handed out in two Redis keys and puts back what is not acknowledged in time. With keys
+#: of their own, consumers of replies can never put back the requests that a worker holds.
+_CONSUMER_OPTIONS = {
+    "unacked_key": "image.replies:unacked",
+    "unacked_index_key": "image.replies:unacked_index",
+    "unacked_mutex_key": "image.replies:unacked_mutex",
+    "visibility_timeout": 300,
+}
+_CONSUMER_SOCKET_TIMEOUT = 5.0
+
+
+def take_messages(url: str, options: Mapping[str, Any], queue: str, timeout: float | None) -> Generator[Message]:
+    """Messages of a queue, each acknowledged when the next is asked for; reconnects by itself.
+
+    Ends when none has come for `timeout` seconds; never, if that is None.
+    """
+    quiet_since = time.monotonic()
+
+    def is_over() -> bool:
+        return timeout is not None and time.monotonic() - quiet_since >= timeout
+
+    while True:
+        try:
+            with _connect(
+                url,
+                _CONSUMER_OPTIONS | dict(options),
+                socket_timeout=_CONSUMER_SOCKET_TIMEOUT,
+                deadline=time.monotonic() + _CONSUMER_SOCKET_TIMEOUT,
+            ) as connection:
+                for message in _consume(connection, queue, _LONGEST_PAUSE if timeout is None else timeout / 10):
+                    if message is not None:
+                        yield message
+                        message.ack()
+                        quiet_since = time.monotonic()
+                    elif is_over():
+                        return
+        except Exception as error:  # noqa: BLE001 - each transport has exceptions of its own
+            _log.warning("reply events of %s: connection lost, trying again: %s", queue, error)
+        if is_over():
+            return
+        time.sleep(_FIRST_PAUSE)
+
+
+def _consume(connection: Connection, queue: str, tick: float) -> Iterator[Message | None]:
+    """One message after the other; None each time that none has come for `tick` seconds."""
+    arrived: list[Message] = []
+    with Consumer(connection.channel(), [Queue(queue)], on_message=arrived.append, prefetch_count=1):
+        while True:
+            with suppress(TimeoutError):
+                connection.drain_events(timeout=min(tick, _LONGEST_PAUSE))
+            yield arrived.pop() if arrived else None

@@ -1,0 +1,219 @@
+"""ImageClient: sends a request, waits for its answer, and returns the image or raises."""
+
+import logging
+import os
+import time
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from typing import Any, Self
+
+from aries_images import contract
+from aries_images._answer import ReplyEvent, read_event
+from aries_images._broker import NotSentError, Outbox, take_messages
+from aries_images._mailbox import Mailbox, Slot
+from aries_images._pending import PendingUpdate
+from aries_images._request import ABSENT, Absent, Outgoing, checked_request_id, checked_timeout, compose
+from aries_images._result_store import ResultStore
+from aries_images.contract import Image
+from aries_images.errors import OutcomeUnknown
+
+#: Environment variables and defaults of the two servers.
+BROKER_URL = ("ARIES_BROKER_URL", "redis://127.0.0.1:6379/0")
+RESULT_URL = ("ARIES_RESULT_URL", "redis://127.0.0.1:6379/1")
+
+_log = logging.getLogger(__name__)
+
+
+class _Lines:
+    """The connections of one client in one process."""
+
+    def __init__(self, broker_url: str, result_url: str, options: Mapping[str, Any]) -> None:
+        self.pid = os.getpid()
+        self.outbox = Outbox(broker_url, options)
+        self.results = ResultStore(result_url, options)
+        self.mailbox = Mailbox(self.results.pool)
+
+    def close(self) -> None:
+        if self.pid == os.getpid():
+            self.mailbox.close()
+            self.results.close()
+            self.outbox.close()
+
+
+class ImageClient:
+    """Updates images through the queue. Safe to share between threads, and to use in a forked child.
+
+    One client holds one pub/sub connection and at most four more to either server, opened when first needed.
+    Close it, or use it in a `with` statement.
+
+    Raises:
+        ValueError: one of the URLs can't be understood.
+
+    Args:
+        broker_url: where requests go: any kombu URL. Default: ARIES_BROKER_URL, else the local Redis.
+        result_url: where answers come from: Redis. Default: ARIES_RESULT_URL, else the local Redis.
+        reply_to: queue for the reply events of this client's requests; default: the common one.
+        transport_options: kombu's transport options, for both servers: `master_name` for Sentinel, for one.
+    """
+
+    def __init__(
+        self,
+        broker_url: str | None = None,
+        result_url: str | None = None,
+        *,
+        reply_to: str | None = None,
+        transport_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._broker_url = broker_url or os.environ.get(*BROKER_URL)
+        self._result_url = result_url or os.environ.get(*RESULT_URL)
+        self._reply_to = reply_to
+        self._options = transport_options or {}
+        self._lines_of: dict[int, _Lines] = {}
+        self._closed = False
+        self._lines()
+
+    def update(  # noqa: PLR0913 - the fields of a request
+        self,
+        id: int,  # noqa: A002 - the seed's name of the field
+        *,
+        name: str | Absent = ABSENT,
+        os_type: str | Absent = ABSENT,
+        os_name: str | Absent = ABSENT,
+        description: str | Absent = ABSENT,
+        request_id: str | None = None,
+        if_revision: int | None = None,
+        traceparent: str | None = None,
+        timeout: float = 30.0,
+    ) -> Image:
+        """Change what is given of an image and wait until that is committed.
+
+        Args:
+            id: of the image.
+            name: new name; must be free.
+            os_type: `linux` or `windows`.
+            os_name: name of the operating system.
+            description: free text; an empty one clears it.
+            request_id: idempotency key; the same one on every resend. Default: a new one.
+            if_revision: change the image only if it is still at this revision.
+            traceparent: W3C trace context to pass on.
+            timeout: seconds until this gives up, also the time after which the request is not applied any more.
+
+        Returns:
+            The image as the update left it.
+
+        Raises:
+            InvalidParameter, ImageNotFound, ImageNameExists, PreconditionFailed, DeadlineExceeded: refused.
+            InternalError, TooManyRequests: try again later, with the same request id.
+            OutcomeUnknown: no answer in time, or one of the servers can't be reached; resend or settle it.
+            ValueError: the timeout is not over 0 and at most a day.
+        """
+        pending = self.submit(
+            id,
+            name=name,
+            os_type=os_type,
+            os_name=os_name,
+            description=description,
+            request_id=request_id,
+            if_revision=if_revision,
+            traceparent=traceparent,
+            timeout=timeout,
+        )
+        return pending.result()
+
+    def submit(  # noqa: PLR0913 - the fields of a request
+        self,
+        id: int,  # noqa: A002 - the seed's name of the field
+        *,
+        name: str | Absent = ABSENT,
+        os_type: str | Absent = ABSENT,
+        os_name: str | Absent = ABSENT,
+        description: str | Absent = ABSENT,
+        request_id: str | None = None,
+        if_revision: int | None = None,
+        traceparent: str | None = None,
+        timeout: float = 30.0,
+    ) -> PendingUpdate:
+        """Send what `update` sends, and come back when the broker has it.
+
+        Raises:
+            InvalidParameter: what can't be written as a message is refused here; everything else by the worker.
+            OutcomeUnknown: the broker did not confirm the message before the timeout. It is not a "not sent":
+                when only the confirmation was lost, the request is on the queue all the same.
+            ValueError: the timeout is not over 0 and at most a day.
+        """
+        given = {"name": name, "os_type": os_type, "os_name": os_name, "description": description}
+        kwargs = {"id": id} | {field: value for field, value in given.items() if value is not ABSENT}
+        deadline = time.monotonic() + checked_timeout(timeout)
+        own_id = request_id is None
+        lines = self._lines()
+        slot = lines.mailbox.open(None if request_id is None else checked_request_id(request_id), deadline)
+        try:
+            request = compose(
+                slot.request_id,
+                kwargs,
+                own_id=own_id,
+                timeout=timeout,
+                headers={contract.IF_REVISION: if_revision, contract.TRACEPARENT: traceparent},
+                reply_to=self._reply_to,
+            )
+            _send(lines, slot, request)
+        except BaseException:
+            lines.mailbox.leave(slot)
+            raise
+        return PendingUpdate(request, slot, lines.mailbox, lines.results, keep=self)
+
+    def replies(self, queue: str = contract.REPLY_QUEUE, *, timeout: float | None = None) -> Iterator[ReplyEvent]:
+        """Reply events as they come, each taken off the queue for good when the next one is asked for.
+
+        An event whose consumer dies before that comes again, five minutes later at most; so the same event can
+        be seen twice. What is not a reply event is dropped, with a warning in the log. Lost connections are made
+        anew.
+
+        Args:
+            queue: the common queue or one of the caller's own.
+            timeout: end after so many seconds without an event; default: never.
+        """
+        messages = take_messages(self._broker_url, self._options, queue, timeout)
+        with closing(messages):
+            for message in messages:
+                event = read_event(message.body, message.headers)
+                if event is None:
+                    _log.warning("a message on %s was no reply event and has been dropped", queue)
+                else:
+                    yield event
+
+    def close(self) -> None:
+        """Close every connection; the client can't be used afterwards."""
+        self._closed = True
+        lines = self._lines_of.pop(os.getpid(), None)
+        if lines is not None:
+            lines.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _lines(self) -> _Lines:
+        """The connections of this process: sockets and threads of a parent are of no use in a forked child."""
+        lines = self._lines_of.get(os.getpid())
+        if lines is None:
+            if self._closed:
+                raise RuntimeError("the client is closed")
+            new = _Lines(self._broker_url, self._result_url, self._options)
+            lines = self._lines_of.setdefault(new.pid, new)
+            if lines is new:
+                weakref.finalize(self, new.close)
+        return lines
+
+
+def _send(lines: _Lines, slot: Slot, request: Outgoing) -> None:
+    if not slot.confirmed(slot.deadline - time.monotonic()):
+        why = lines.mailbox.trouble or "no answer"
+        raise OutcomeUnknown(f"the result store can't be reached: {why}", request_id=request.request_id)
+    try:
+        lines.outbox.send(request, slot.deadline)
+    except NotSentError as error:
+        raise OutcomeUnknown(f"the broker can't be reached: {error}", request_id=request.request_id) from error
