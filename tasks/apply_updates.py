@@ -151,8 +151,8 @@ class _Batch:
         if "name" in changes:
             del self._holders[image["name"]]
             self._holders[after["name"]] = image["id"]
-            first = self._held_at_first.get(after["name"], image["id"])
-            if first != image["id"]:
+            first = self._held_at_first.get(after["name"])
+            if first is not None and first != image["id"]:
                 self.writes.gave_name_away.add(first)
         self._images[image["id"]] = self.writes.images[image["id"]] = after
         self.writes.revisions.append(

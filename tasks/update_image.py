@@ -7,10 +7,10 @@ from celery import shared_task
 from aries_images import contract
 from aries_images.contract import Detail, MalformedMessageError, Refusal, Reply, UpdateRequest
 from tasks.apply_updates import Request, apply_updates
-from worker.task import Addressed, BatchTask, Delivery
+from worker.task import Addressed, BatchTask, Delivery, queue_for
 
 
-@shared_task(name=contract.TASK, base=BatchTask, bind=True)
+@shared_task(name=contract.TASK, base=BatchTask, bind=True)  # type: ignore[untyped-decorator]
 def update_image(self: BatchTask, deliveries: Sequence[Delivery]) -> list[Addressed]:
     """Answer a batch of requests to update an image's metadata, in order."""
     read = [read_request(delivery) for delivery in deliveries]
@@ -20,11 +20,6 @@ def update_image(self: BatchTask, deliveries: Sequence[Delivery]) -> list[Addres
         Addressed(next(replies) if isinstance(outcome, Request) else outcome, queue_for(delivery))
         for outcome, delivery in zip(read, deliveries, strict=True)
     ]
-
-
-def queue_for(delivery: Delivery) -> str:
-    """Where the reply event goes: the queue that the caller names, if it is his, else the common one."""
-    return contract.reply_queue(delivery.reply_to, contract.ANONYMOUS) or contract.REPLY_QUEUE
 
 
 def read_request(delivery: Delivery) -> Request | Reply:
@@ -64,5 +59,3 @@ def _validate(delivery: Delivery) -> UpdateRequest | Refusal:
     if contract.reply_queue(delivery.reply_to, contract.ANONYMOUS) is None:
         details.append(Detail("reply_to", "reply_to_not_allowed", "reply_to names a queue that is not the caller's"))
     return Refusal(contract.INVALID_PARAMETER, tuple(details)) if details else asks
-
-

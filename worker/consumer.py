@@ -1,38 +1,124 @@
-"""Celery's consumer, made safe and tuned for batches."""
+"""Celery's consumer, made safe and tuned for batches: no message stops it, and none vanishes."""
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from celery.utils.log import get_logger
 from celery.worker import consumer as celery_consumer
 from kombu import Message
 
+from aries_images import contract
+from aries_images.contract import Refusal, Reply
+from worker.intake import LEASING_SCHEMES
 from worker.message import is_attributable
-from worker.task import BatchTask
+from worker.task import Answer, Delivery, queue_for
+
+logger = get_logger(__name__)
 
 #: Events that go out in one message, if one turn of the loop brings so many; Celery's 24 cost a round trip each.
 _EVENTS_AT_ONCE = 1000
+#: A message that is delivered more often has ended as many workers, and may be why.
+_DELIVERIES_MAX = 5
 
 
 class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no types
-    """A consumer that no message can stop."""
+    """A consumer that no message can stop: what cannot be run is answered, if that can be, and kept for a human."""
 
     def start(self) -> None:
         """Consume until the worker stops, with the window that the pool asks for; Celery counts processes."""
         self.initial_prefetch_count = self.max_prefetch_count
         super().start()
 
+    def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Acknowledge at once where that is only bookkeeping (the intake's leases), else when Celery's loop is free."""
+        if self._leases:
+            return p(*args, **kwargs)
+        return super().call_soon_ack(p, *args, **kwargs)
+
+    @property
+    def _leases(self) -> bool:
+        return self.app.conf.broker_url.startswith(LEASING_SCHEMES)  # type: ignore[no-any-return]
+
+    def on_connection_error_after_connected(self, exc: BaseException) -> None:
+        """Reconnect, and keep the leases: what is under way will be answered, so nobody else should start on it."""
+        if self.task_consumer is not None:
+            self.task_consumer.channel.do_restore = False
+        super().on_connection_error_after_connected(exc)
+
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], None]:
-        """Celery's handler, for messages that it can look at without harm."""
+        """Celery's handler, with a net under it."""
         handle = super().create_task_handler(*args, **kwargs)
         if self.event_dispatcher is not None:
             self.event_dispatcher.buffer_limit = _EVENTS_AT_ONCE
 
         def on_task_received(message: Message) -> None:
-            headers = message.headers
-            task = self.app.tasks.get(headers.get("task")) if isinstance(headers, Mapping) else None
-            if isinstance(task, BatchTask) and not is_attributable(headers.get("id")):
-                self.on_unknown_message(None, message)  # nobody to answer
-            else:
-                handle(message)
+            try:
+                if self._is_fit(message):
+                    handle(message)
+            except Exception as error:
+                # Kombu counts a KeyError as a lost connection; here it is a message that Celery stumbled over.
+                if isinstance(error, self.connection_errors) and not isinstance(error, KeyError):
+                    raise
+                logger.exception("a message cannot be handled")
+                self.give_up(message, "not_deliverable", contract.malformed("the message cannot be handled"))
 
         return on_task_received
+
+    def _is_fit(self, message: Message) -> bool:
+        headers = message.headers
+        if not isinstance(headers, Mapping) or not is_attributable(headers.get("id")):
+            self.give_up(message, "no_id")
+        elif headers.get("deliveries", 1) > _DELIVERIES_MAX:
+            self.give_up(message, "delivered_too_often", Refusal(contract.INTERNAL_ERROR))
+        else:
+            return True
+        return False
+
+    # What Celery drops, by its own hooks.
+
+    def on_unknown_message(self, body: Any, message: Message) -> None:  # noqa: ARG002  # Celery's signature
+        """It names no task."""
+        self.give_up(message, "no_task", contract.malformed("the message names no task"))
+
+    def on_unknown_task(self, body: Any, message: Message, exc: Exception) -> None:  # noqa: ARG002
+        """It names a task that is not here."""
+        self.give_up(message, "unknown_task", contract.malformed("the message names a task that is not known here"))
+
+    def on_invalid_task(self, body: Any, message: Message, exc: Exception) -> None:  # noqa: ARG002
+        """Celery cannot make a request of it."""
+        self.give_up(message, "invalid_task", contract.malformed("the message is not a request of its task"))
+
+    def on_decode_error(self, message: Message, exc: Exception) -> None:  # noqa: ARG002
+        """Its body cannot be decoded."""
+        self.give_up(message, "not_decodable", contract.malformed("the body cannot be decoded"))
+
+    def give_up(self, message: Message, reason: str, refusal: Refusal | None = None) -> None:
+        """Answer the caller with `refusal`, if he can be found, and put the message with the dead letters.
+
+        In this order: killed in between, the message is delivered again and this is done again.
+        """
+        if refusal is not None and is_attributable(message.headers["id"]):
+            self.app.backend.send_answers([self._answer(message, refusal)])
+        if self._leases:
+            message.channel.bury(message.delivery_tag, reason)
+            message.ack()
+        else:
+            message.reject_log_error(logger, self.connection_errors)  # into the broker's own dead letters, if any
+
+    def _answer(self, message: Message, refusal: Refusal) -> Answer:
+        request_id, now = str(message.headers["id"]), time.time()
+        properties = message.properties if isinstance(message.properties, Mapping) else {}
+        delivery = Delivery(
+            request_id=request_id,
+            args=(),
+            kwargs={},
+            headers={},
+            reply_to=properties.get("reply_to"),
+            correlation_id=properties.get("correlation_id"),
+            attempt=message.headers.get("deliveries", 1),
+            worker=self.hostname,
+            received_at=now,
+        )
+        reply = Reply.refused(request_id, None, refusal, stored=False)
+        return Answer(reply, queue_for(delivery), delivery, now, now)

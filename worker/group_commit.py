@@ -92,7 +92,7 @@ class Pool(BasePool):  # type: ignore[misc]  # Celery has no types
         Through a pipe, not `loop.call_soon`: what a callback itself puts off with `call_soon` (acknowledgements,
         events) is looked at only after the loop has waited for a file descriptor, so it must be one that wakes it.
         """
-        os.set_blocking(self._wake_reader, False)  # noqa: FBT003
+        os.set_blocking(self._wake_reader, False)
         self._has_loop = True
         loop.add_reader(self._wake_reader, self._on_woken)
 

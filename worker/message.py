@@ -54,7 +54,9 @@ def read_message(message: Message) -> tuple[dict[str, Any], Body]:
     The message must have an attributable id. Celery stops the worker, or drops the message without an answer, over
     each of the things that are checked here.
     """
-    headers = {name: value for name, value in message.headers.items() if isinstance(value, _HEADERS.get(name, _NO_TYPE))}
+    headers = {
+        name: value for name, value in message.headers.items() if isinstance(value, _HEADERS.get(name, _NO_TYPE))
+    }
     headers["id"] = str(message.headers["id"])
     headers[RECEIVED_AT] = time.time()
     if not isinstance(message.properties, Mapping):

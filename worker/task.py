@@ -83,7 +83,7 @@ def read_deadline(expires: Any) -> datetime | None:
     if expires is None:
         return None
     if not isinstance(expires, str | datetime):
-        raise ValueError("expires must be an ISO 8601 moment")
+        raise ValueError("expires must be an ISO 8601 moment")  # noqa: TRY004  # the caller of this sends JSON
     moment = datetime.fromisoformat(expires) if isinstance(expires, str) else expires
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
@@ -158,7 +158,11 @@ class BatchTask(Task):  # type: ignore[misc]  # Celery has no types
         ]
 
 
+def queue_for(delivery: Delivery) -> str:
+    """Where the reply event goes: the queue that the caller names, if it is his, else the common one."""
+    return contract.reply_queue(delivery.reply_to, contract.ANONYMOUS) or contract.REPLY_QUEUE
+
+
 def fault(delivery: Delivery) -> Addressed:
     """The answer where there is no other: ours is the fault, and nobody is known to have asked."""
-    reply = Reply.refused(delivery.request_id, None, Refusal(contract.INTERNAL_ERROR))
-    return Addressed(reply, contract.reply_queue(delivery.reply_to, contract.ANONYMOUS) or contract.REPLY_QUEUE)
+    return Addressed(Reply.refused(delivery.request_id, None, Refusal(contract.INTERNAL_ERROR)), queue_for(delivery))

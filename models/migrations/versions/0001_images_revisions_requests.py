@@ -74,7 +74,9 @@ def _adopt_images() -> None:
     needed = {"id", "name", "os_type", "os_name", "description", "source_path", "created_at", "updated_at"}
     if missing := sorted(needed - columns):
         raise RuntimeError(f"the images table that is there lacks the columns {', '.join(missing)}")
-    uniques = [unique["column_names"] for unique in inspector.get_unique_constraints("images")]
+    uniques: list[list[str | None]] = [
+        [*unique["column_names"]] for unique in inspector.get_unique_constraints("images")
+    ]
     uniques += [index["column_names"] for index in inspector.get_indexes("images") if index["unique"]]
     with op.batch_alter_table("images") as table:
         if "revision" not in columns:

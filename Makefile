@@ -1,0 +1,61 @@
+# `make help` lists what there is. Nothing but Python 3.11 or newer and make is needed; GNU make 3.81 will do.
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+SAY := @printf '\n==> %s\n'
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint flower lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+run: .venv/.installed ## start everything here and send one request (ARGS=--once: then stop; ARGS=--help: more)
+	@$(BIN)/python -m worker up $(ARGS)
+
+test: lint .venv/.installed ## everything that CI runs
+	$(SAY) "tests (the slowest are listed at the end)"
+	@$(BIN)/pytest -n 2 --durations=15 $(ARGS)
+
+lint: .venv/.installed ## format, lint rules and types
+	$(SAY) "format: ruff format --check"
+	@$(BIN)/ruff format --check .
+	$(SAY) "lint: ruff check"
+	@$(BIN)/ruff check .
+	$(SAY) "types: mypy"
+	@$(BIN)/mypy
+
+flower: .venv-flower/.installed ## watch the worker in a browser, on http://127.0.0.1:5555
+	@.venv-flower/bin/celery --workdir deploy -A flower_app flower --address=127.0.0.1 --port=5555 $(ARGS)
+
+lock: .venv-lock/.installed ## choose versions anew within pyproject.toml (ARGS=--upgrade: the newest)
+	$(call compile,--extra worker --extra dev,requirements.lock)
+	$(call compile,--extra flower,requirements-flower.lock)
+
+clean: ## remove all that was made here: environments, data, caches
+	rm -rf .venv .venv-flower .venv-lock var build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A lock names versions and hashes, no hosts: uv takes both from wherever pip is told to look.
+compile = .venv-lock/bin/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate $(ARGS) \
+	$(1) pyproject.toml -o $(2)
+
+# The stamp is written last: an installation that broke off is done again.
+.venv/.installed: requirements.lock
+	$(call environment,.venv,--require-hashes -r requirements.lock)
+
+.venv-flower/.installed: requirements-flower.lock
+	$(call environment,.venv-flower,--require-hashes -r requirements-flower.lock)
+
+.venv-lock/.installed:
+	$(call environment,.venv-lock,'uv==0.13.*')
+
+define environment
+	@printf '\n==> %s\n' "virtual environment $(1): $$($(PYTHON) --version)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name one: make PYTHON=…")'
+	@$(PYTHON) -m venv --clear $(1)
+	@printf '==> %s\n' "installing packages into $(1) (a minute or two the first time)"
+	@$(1)/bin/python -m pip install --disable-pip-version-check $(2)
+	@touch $(1)/.installed
+endef

@@ -1,0 +1,14 @@
+"""The application that Flower runs as: it only watches, so it needs the broker's address and none of our code."""
+
+import os
+
+from celery import Celery
+
+app = Celery("flower", broker=os.environ.get("ARIES_BROKER_URL", "redis://127.0.0.1:6379/0"))
+# Whoever reads from a broker also gives back what other readers seem to have died over, by its own idea of how long
+# that takes. With keys of its own Flower never sees the requests that workers hold.
+app.conf.broker_transport_options = {
+    "unacked_key": "flower.unacked",
+    "unacked_index_key": "flower.unacked.index",
+    "unacked_mutex_key": "flower.unacked.mutex",
+}

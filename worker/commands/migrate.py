@@ -1,0 +1,23 @@
+"""`migrate`: bring the database to the newest tables."""
+
+import click
+from rich.console import Console
+
+from models.migrations import level, upgrade
+from worker.database import Database
+from worker.settings import load_settings
+
+
+@click.command()
+def migrate() -> None:
+    """Create the tables, or bring them up to date; nothing happens where they are."""
+    url = load_settings().database_url
+    database = Database(url)
+    before, newest = level(database.engine)
+    database.close()
+    if before == newest:
+        click.echo(f"The database is up to date ({newest}).")
+        return
+    with Console().status("migrating the database …"):
+        upgrade(url)
+    click.echo(f"The database is up to date ({newest}; it was {before or 'empty'}).")

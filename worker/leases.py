@@ -1,0 +1,164 @@
+"""Leases: which messages are taken, until when, and what became of them. In Redis, each step atomic.
+
+A lease is a field of a hash (its tag -> the list it came from and the entry, to the byte) and a member of a sorted set
+(its tag -> when it runs out, in milliseconds of the server's clock: a worker whose own clock is wrong takes nobody's
+work away). A message that returns to its list after its lease ran out carries the number of its deliveries in front:
+`{"deliveries":2,` and then its JSON as it came.
+"""
+
+import re
+import threading
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from redis import Redis
+
+_COUNTED = re.compile(rb'\{"deliveries":(\d{1,9}),')
+
+
+class Keys(NamedTuple):
+    """Where leases and dead letters live in Redis."""
+
+    leases: str = "image.update.leases"
+    ends: str = "image.update.leases.ends"
+    dead: str = "image.update.dead"
+
+
+def deliveries(entry: bytes) -> int:
+    """Which delivery of its message an entry is; 1 for the first."""
+    counted = _COUNTED.match(entry)
+    return int(counted[1]) if counted else 1
+
+
+#: Keys: the lists, then leases and ends. Arguments: how many at most, milliseconds, prefix of the tags.
+#: Returns the number of the list, the tag and the entry of each, flat.
+TAKE = """
+local lists, room, prefix = #KEYS - 2, tonumber(ARGV[1]), ARGV[3]
+local now = redis.call('TIME')
+local ends = now[1] * 1000 + math.floor(now[2] / 1000) + ARGV[2]
+local taken, leases, index = {}, {}, {}
+for list = 1, lists do
+  if room > 0 then
+    for _, entry in ipairs(redis.call('RPOP', KEYS[list], room) or {}) do
+      local tag = prefix .. #leases
+      taken[#taken + 1] = list
+      taken[#taken + 1] = tag
+      taken[#taken + 1] = entry
+      leases[#leases + 1] = tag
+      leases[#leases + 1] = #KEYS[list] .. ':' .. KEYS[list] .. entry
+      index[#index + 1] = ends
+      index[#index + 1] = tag
+      room = room - 1
+    end
+  end
+end
+if #leases > 0 then
+  redis.call('HSET', KEYS[#KEYS - 1], unpack(leases))
+  redis.call('ZADD', KEYS[#KEYS], unpack(index))
+end
+return taken
+"""
+
+_END = """
+local function end_lease(tag)
+  local lease = redis.call('HGET', KEYS[1], tag)
+  redis.call('ZREM', KEYS[2], tag)
+  if not lease then return nil, nil end
+  redis.call('HDEL', KEYS[1], tag)
+  local size, start = string.match(lease, '^(%d+)():')
+  return string.sub(lease, start + 1, start + size), string.sub(lease, start + size + 1)
+end
+"""
+
+_GIVE_BACK = f"""
+{_END}
+for _, tag in ipairs(ARGV) do
+  local list, entry = end_lease(tag)
+  if list then redis.call('RPUSH', list, entry) end
+end
+"""
+
+_TEND = f"""
+{_END}
+local now = redis.call('TIME')
+local milliseconds = now[1] * 1000 + math.floor(now[2] / 1000)
+for i = 2, #ARGV do redis.call('ZADD', KEYS[2], 'XX', milliseconds + ARGV[1], ARGV[i]) end
+local returned = 0
+for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', milliseconds, 'LIMIT', 0, 1000)) do
+  local list, entry = end_lease(tag)
+  if list then
+    if string.sub(entry, 1, 1) == '{{' then
+      local count, rest = string.match(entry, '^{{"deliveries":(%d+),()')
+      entry = '{{"deliveries":' .. string.format('%d', (count or 1) + 1) .. ',' .. string.sub(entry, rest or 2)
+    end
+    redis.call('RPUSH', list, entry)
+    returned = returned + 1
+  end
+end
+return returned
+"""
+
+_BURY = f"""
+{_END}
+local list, entry = end_lease(ARGV[1])
+if list then
+  redis.call('XADD', KEYS[3], 'MAXLEN', ARGV[3], '*', 'reason', ARGV[2], 'list', list, 'entry', entry)
+end
+"""
+
+
+class Leases:
+    """The messages that this process holds. They are the process's, not a connection's: they outlive a reconnect."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: set[str] = set()
+        self._done: list[str] = []
+
+    def hold(self, tag: str) -> None:
+        """From now on the lease is extended."""
+        with self._lock:
+            self._held.add(tag)
+
+    def release(self, tag: str) -> None:
+        """It is answered: its lease ends with the next flush."""
+        with self._lock:
+            self._done.append(tag)
+            self._held.discard(tag)
+
+    def flush(self, client: Redis, keys: Keys) -> None:
+        """End the leases of what is answered, in one round trip; after an error they are there for the next flush."""
+        with self._lock:
+            done, self._done = self._done, []
+        if not done:
+            return
+        try:
+            with client.pipeline(transaction=True) as pipe:
+                pipe.hdel(keys.leases, *done)
+                pipe.zrem(keys.ends, *done)
+                pipe.execute()
+        except Exception:
+            with self._lock:
+                self._done += done
+            raise
+
+    def tend(self, client: Redis, keys: Keys, milliseconds: int) -> int:
+        """Extend what is held, and return to their lists the messages of anyone whose leases ran out; how many."""
+        with self._lock:
+            held = list(self._held)
+        returned: Any = client.eval(_TEND, 2, keys.leases, keys.ends, str(milliseconds), *held)
+        return int(returned)
+
+    def give_back(self, client: Redis, keys: Keys, tags: Iterable[str]) -> None:
+        """Return messages to their lists, the last of `tags` to be taken first."""
+        tags = list(tags)
+        with self._lock:
+            self._held.difference_update(tags)
+        if tags:
+            client.eval(_GIVE_BACK, 2, keys.leases, keys.ends, *tags)
+
+    def bury(self, client: Redis, keys: Keys, tag: str, reason: str, most: int) -> None:
+        """Put a message with the dead letters, to the byte, of which the newest `most` are kept."""
+        with self._lock:
+            self._held.discard(tag)
+        client.eval(_BURY, 3, *keys, tag, reason, str(most))
