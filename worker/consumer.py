@@ -69,6 +69,8 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no
         headers = message.headers
         if not isinstance(headers, Mapping) or not is_attributable(headers.get("id")):
             self.give_up(message, "no_id")
+        elif not isinstance(headers.get("task"), str):
+            self.on_unknown_message(None, message)
         elif headers.get("deliveries", 1) > _DELIVERIES_MAX:
             self.give_up(message, "delivered_too_often", Refusal(contract.INTERNAL_ERROR))
         else:

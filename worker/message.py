@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from kombu import Message
@@ -14,6 +15,8 @@ from worker.task import MALFORMED, RECEIVED_AT, read_deadline
 Body = tuple[list[Any], dict[str, Any], dict[str, Any]]
 
 _JSON = "application/json"
+_ENCODINGS = ("utf-8", "utf8", "binary")
+_ETA_MAX = timedelta(hours=1)
 #: What `embed` may hold only if it is empty: each has the worker send further messages, with the worker's rights.
 _CANVAS = ("callbacks", "errbacks", "chain", "chord")
 #: Headers that are passed on, with the type they must have to be; Celery stops over some of the others.
@@ -80,11 +83,13 @@ def _check_headers(message: Message) -> None:
         raise MalformedMessageError(contract.REQUEST_ID_RULE)
     if headers.get("compression") is not None:
         raise MalformedMessageError("compressed messages are not accepted")
-    if message.content_type != _JSON or str(message.content_encoding).lower() not in ("utf-8", "utf8", "binary"):
+    if message.content_type != _JSON or str(message.content_encoding or "utf-8").lower() not in _ENCODINGS:
         raise MalformedMessageError("the body must be application/json in UTF-8")
     for name in ("expires", "eta"):
         if headers.get(name) is not None:
             try:
-                read_deadline(headers[name])
+                moment = read_deadline(headers[name])
             except (ValueError, OverflowError):
                 raise MalformedMessageError(f"{name} must be an ISO 8601 moment") from None
+            if name == "eta" and moment is not None and moment > datetime.now(UTC) + _ETA_MAX:
+                raise MalformedMessageError("eta must be within an hour: a worker holds the request until then")
