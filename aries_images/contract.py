@@ -249,6 +249,9 @@ def _nesting(value: Any, limit: int) -> bool:
     return any(isinstance(node, dict | list) for node in level)
 
 
+_read = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant).decode
+
+
 def read_json(text: bytes | str) -> Any:
     """Plain JSON as RFC 8259 has it: no duplicate keys, no NaN, no revived objects, bounded in size and depth.
 
@@ -259,7 +262,7 @@ def read_json(text: bytes | str) -> Any:
         raw = text.encode() if isinstance(text, str) else text
         if len(raw) > MAX_BODY_BYTES:
             raise MalformedMessageError(f"the body has more than {MAX_BODY_BYTES} bytes")
-        value = json.loads(raw.decode(), object_pairs_hook=_object, parse_constant=_constant)
+        value = _read(raw.decode())
     except MalformedMessageError:
         raise
     except UnicodeError:
@@ -284,6 +287,9 @@ def read_body(body: bytes | str) -> tuple[list[Any], dict[str, Any], dict[str, A
             raise MalformedMessageError("the body is not [args, kwargs, embed]")
 
 
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+
+
 def digest_of(kwargs: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of the canonical JSON of `kwargs` as received: what one request id stands for (contract 3).
 
@@ -291,9 +297,7 @@ def digest_of(kwargs: Mapping[str, Any]) -> str:
         MalformedMessageError: `kwargs` can't be written as JSON, a lone surrogate for one.
     """
     try:
-        canonical = json.dumps(
-            kwargs, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-        ).encode()
+        canonical = _canonical(kwargs).encode()
     except (TypeError, ValueError, RecursionError):
         raise MalformedMessageError("the arguments can't be written as JSON") from None
     return hashlib.sha256(canonical).hexdigest()
@@ -361,8 +365,8 @@ def image_document(image: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _serialise(document: Mapping[str, Any]) -> str:
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+# Encoders are made once: `json.dumps` makes a new one for each call that asks for anything but its defaults.
+_serialise = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,6 +171,9 @@ BACKENDS = {
 }
 
 
+_serialise = json.JSONEncoder(ensure_ascii=False).encode
+
+
 def result_document(answer: Answer) -> str:
     """What Celery's own backend would store: JSON with the same keys, round the reply document as it stands."""
     reply, headers = answer.reply, answer.delivery.headers
@@ -185,8 +188,8 @@ def result_document(answer: Answer) -> str:
     if answer.failed:
         message = contract.INTERNAL_ERROR.message
         error = {"exc_type": reply.code, "exc_message": [message], "exc_module": "aries_images.errors"}
-        status, result = "FAILURE", json.dumps(error, ensure_ascii=False)
-    return f'{{"status": "{status}", "result": {result}, {json.dumps(extra)[1:]}'
+        status, result = "FAILURE", _serialise(error)
+    return f'{{"status": "{status}", "result": {result}, {_serialise(extra)[1:]}'
 
 
 def event_body(answer: Answer) -> str:
@@ -217,7 +220,7 @@ def _by_queue(answers: Iterable[Answer]) -> Mapping[str, list[str]]:
 
 def _entry(answer: Answer) -> str:
     """A message as kombu's Redis transport writes it to a list, its body a plain JSON string."""
-    return json.dumps(
+    return _serialise(
         {
             "body": event_body(answer),
             "content-encoding": "utf-8",
@@ -230,6 +233,5 @@ def _entry(answer: Answer) -> str:
                 "priority": 0,
                 "delivery_tag": str(uuid.uuid4()),
             },
-        },
-        ensure_ascii=False,
+        }
     )

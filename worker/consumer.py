@@ -28,17 +28,14 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no
     def start(self) -> None:
         """Consume until the worker stops, with the window that the pool asks for; Celery counts processes."""
         self.initial_prefetch_count = self.max_prefetch_count
+        self._has_leases = self.app.conf.broker_url.startswith(LEASING_SCHEMES)
         super().start()
 
     def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Acknowledge at once where that is only bookkeeping (the intake's leases), else when Celery's loop is free."""
-        if self._leases:
+        if self._has_leases:
             return p(*args, **kwargs)
         return super().call_soon_ack(p, *args, **kwargs)
-
-    @property
-    def _leases(self) -> bool:
-        return self.app.conf.broker_url.startswith(LEASING_SCHEMES)  # type: ignore[no-any-return]
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
         """Reconnect, and keep the leases: what is under way will be answered, so nobody else should start on it."""
@@ -102,7 +99,7 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no
         """
         if refusal is not None and is_attributable(message.headers["id"]):
             self.app.backend.send_answers([self._answer(message, refusal)])
-        if self._leases:
+        if self._has_leases:
             message.channel.bury(message.delivery_tag, reason)
             message.ack()
         else:

@@ -68,7 +68,7 @@ def read_message(message: Message) -> tuple[dict[str, Any], Body]:
         _check_headers(message)
         args, kwargs, embed = contract.read_body(message.body)
         if any(embed.get(name) for name in _CANVAS):
-            raise MalformedMessageError("callbacks, chains and chords are not accepted")  # noqa: TRY301
+            raise MalformedMessageError("callbacks, chains and chords are not accepted")
     except MalformedMessageError as malformed:
         headers[MALFORMED] = str(malformed)
         for name in ("eta", "expires"):
