@@ -1,10 +1,10 @@
 """The rows of a batch: read and locked in three statements, written in one (PostgreSQL) or a few (SQLite)."""
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
 from sqlalchemy import ARRAY, BigInteger, Connection, Select, Text, any_, bindparam, insert, select, text, update
 from sqlalchemy.sql.schema import Column
 
@@ -114,7 +114,7 @@ SELECT r.* FROM batch, jsonb_to_recordset(it -> 'answers') AS r(request_id text,
 
 def _write_postgresql(connection: Connection, writes: Writes) -> None:
     batch = {"images": list(writes.images.values()), "revisions": writes.revisions, "answers": writes.answers}
-    connection.execute(_WRITE_POSTGRESQL, {"batch": json.dumps(batch, ensure_ascii=False, default=str)})
+    connection.execute(_WRITE_POSTGRESQL, {"batch": orjson.dumps(batch).decode()})
 
 
 _UPDATE_SQLITE = (

@@ -1,12 +1,12 @@
 """Answers on their way out: results as Celery writes them and reply events, together in one round trip."""
 
-import json
 import logging
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import orjson
 from celery.backends.redis import RedisBackend, SentinelBackend
 from celery.exceptions import Reject
 from kombu import Connection, Queue
@@ -171,9 +171,6 @@ BACKENDS = {
 }
 
 
-_serialise = json.JSONEncoder(ensure_ascii=False).encode
-
-
 def result_document(answer: Answer) -> str:
     """What Celery's own backend would store: JSON with the same keys, round the reply document as it stands."""
     reply, headers = answer.reply, answer.delivery.headers
@@ -209,6 +206,10 @@ def event_headers(answer: Answer) -> dict[str, Any]:
         "worker": delivery.worker,
         "traceparent": traceparent if contract.is_traceparent(traceparent) else None,
     }
+
+
+def _serialise(document: Mapping[str, Any]) -> str:
+    return orjson.dumps(document).decode()
 
 
 def _by_queue(answers: Iterable[Answer]) -> Mapping[str, list[str]]:

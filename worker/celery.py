@@ -9,6 +9,7 @@ from kombu.transport import TRANSPORT_ALIASES
 import celeryconfig
 from worker.answers import BACKENDS
 from worker.database import Database
+from worker.events import register_serializer
 from worker.intake import TRANSPORTS
 from worker.settings import Settings
 
@@ -26,6 +27,7 @@ def build_app(settings: Settings) -> ImagesApp:
     app.config_from_object(celeryconfig)
     app.loader.override_backends = BACKENDS
     TRANSPORT_ALIASES.update(TRANSPORTS)  # by its name, not as a class path: Flower reads the URL's scheme
+    register_serializer()
     app.settings = settings
     app.database = Database(settings.database_url)
 
