@@ -4,6 +4,7 @@ import logging
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 import orjson
@@ -19,6 +20,9 @@ from aries_images import contract
 from worker.task import Answer, BatchTask, Delivery, fault
 
 logger = logging.getLogger(__name__)
+
+#: What makes two URLs reach the same Redis as the same user.
+_SERVER = ("host", "port", "path", "username", "password")
 
 # What Celery's backend does for one result, for many: store it, and announce it on the channel of the same name. A
 # reply that the ledger does not keep is never stored over one that it keeps; NX keeps an older one of its kind too,
@@ -56,7 +60,7 @@ class _Answering(RedisBackend):  # type: ignore[misc]  # Celery has no types
             return
         answer = self._answer(request)
         if answer is None:
-            delivery = Delivery.of(vars(request), (), {})
+            delivery = Delivery.of(dict(vars(request)), (), {})
             answer = Answer(*fault(delivery), delivery, delivery.received_at, delivery.received_at)
         self._send_or_give_back(answer)
 
@@ -81,7 +85,7 @@ class _Answering(RedisBackend):  # type: ignore[misc]  # Celery has no types
         self.ensure(self._send, (answers,))
 
     def _send(self, answers: Sequence[Answer]) -> None:
-        database = self._reply_queue_database()
+        database = self._reply_queue_database
         with self.client.pipeline(transaction=False) as pipe:
             self._add_results(pipe, answers)
             if database is not None:
@@ -102,13 +106,14 @@ class _Answering(RedisBackend):  # type: ignore[misc]  # Celery has no types
 
     # --- reply events ---
 
+    @cached_property
     def _reply_queue_database(self) -> int | None:
         """The Redis database of the reply queues, if one connection can reach both it and the results."""
         broker = self.app.conf.broker_url
         if not broker.startswith(("redis://", "rediss://", "unix://")) or type(self) is not Backend:
             return None
         options = ConnectionPool.from_url(broker).connection_kwargs
-        if any(options.get(name) != self.connparams.get(name) for name in ("host", "port", "path")):
+        if any(options.get(name) != self.connparams.get(name) for name in _SERVER):
             return None
         return int(options.get("db", 0))
 
@@ -201,8 +206,8 @@ def event_headers(answer: Answer) -> dict[str, Any]:
     return {
         "replayed": answer.reply.replayed,
         "attempt": delivery.attempt,
-        "queue_ms": round((answer.begun_at - delivery.queued_since) * 1000),
-        "commit_ms": round((answer.committed_at - answer.begun_at) * 1000),
+        "queue_ms": answer.queue_ms,
+        "commit_ms": answer.commit_ms,
         "worker": delivery.worker,
         "traceparent": traceparent if contract.is_traceparent(traceparent) else None,
     }

@@ -11,6 +11,7 @@ from worker.answers import BACKENDS
 from worker.database import Database
 from worker.events import register_serializer
 from worker.intake import TRANSPORTS
+from worker.logs import configure
 from worker.settings import Settings
 
 
@@ -28,6 +29,7 @@ def build_app(settings: Settings) -> ImagesApp:
     app.loader.override_backends = BACKENDS
     TRANSPORT_ALIASES.update(TRANSPORTS)  # by its name, not as a class path: Flower reads the URL's scheme
     register_serializer()
+    configure(settings.log)
     app.settings = settings
     app.database = Database(settings.database_url)
 

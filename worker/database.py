@@ -18,6 +18,10 @@ _PASSING_CODES = frozenset(
 #: SQLSTATE classes of a server that is away, full, starting or stopping: connection exception, insufficient
 #: resources, operator intervention, system error.
 _AWAY_CLASSES = ("08", "53", "57", "58")
+#: A server that takes no writes: a standby, in the middle of a fail-over.
+_READ_ONLY = "25006"
+#: No statement, lock or forgotten transaction holds anything for ever; what runs into one of these is tried again.
+_TIMEOUTS = "-c lock_timeout=5s -c statement_timeout=20s -c idle_in_transaction_session_timeout=30s"
 #: Seconds that SQLite waits for another writer before it says that it is busy.
 _SQLITE_BUSY_SECONDS = 5.0
 
@@ -55,7 +59,7 @@ def _engine(url: str, connections: int) -> Engine:
         max_overflow=0,
         pool_pre_ping=False,
         isolation_level="READ COMMITTED",
-        connect_args={"connect_timeout": 5, "application_name": "aries-images"},
+        connect_args={"connect_timeout": 5, "application_name": "aries-images", "options": _TIMEOUTS},
     )
 
 
@@ -90,7 +94,7 @@ def is_away(error: BaseException) -> bool:
     state = _state(error)
     if state is None:  # psycopg gives no SQLSTATE where no server answered
         return isinstance(error, OperationalError | InterfaceError)
-    return state.startswith(_AWAY_CLASSES)
+    return state.startswith(_AWAY_CLASSES) or state == _READ_ONLY
 
 
 def _state(error: DBAPIError) -> str | None:

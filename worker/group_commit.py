@@ -1,5 +1,6 @@
 """The worker pool: whatever is waiting runs as one batch."""
 
+import functools
 import os
 import sys
 import threading
@@ -13,6 +14,7 @@ from billiard.einfo import ExceptionInfo
 from celery import signals
 from celery.app.task import Context
 from celery.concurrency.base import BasePool
+from celery.exceptions import Reject
 from celery.utils.log import get_logger
 from redis.exceptions import RedisError
 
@@ -29,6 +31,9 @@ _SEND_AGAIN = 0.5
 #: Seconds that one thread may keep the interpreter from the other. A batch makes some eight round trips; with Python's
 #: 5 ms it would wait that long after each of them for Celery's loop, which reads the next requests meanwhile.
 _SWITCH_SECONDS = 0.0005
+#: Seconds that a batch under way may still take when the worker leaves. One that takes longer is left behind: its
+#: requests go back to the queue, and if it commits after all they are answered from the ledger.
+_LEAVE_SECONDS = 4.0
 #: Characters of a reply that Celery's events show.
 _SHOWN = 1024
 
@@ -126,8 +131,9 @@ class Pool(BasePool):  # type: ignore[misc]  # Celery has no types
             self._closing = True
             self._waiting.clear()
             self._arrived.notify_all()
+        deadline = time.monotonic() + _LEAVE_SECONDS
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, deadline - time.monotonic()))
         self._run_reports()
 
     def on_stop(self) -> None:
@@ -151,7 +157,8 @@ class Pool(BasePool):  # type: ignore[misc]  # Celery has no types
                 else:
                     self._run_alone(batch[0])
             except Exception:
-                logger.critical("a batch broke off; its requests are delivered again", exc_info=True)
+                logger.critical("a batch broke off; its requests go back to the queue", exc_info=True)
+                self.report(functools.partial(_give_back, batch))
 
     def _next_batch(self) -> list[Job]:
         """The requests that wait, up to a full batch of one task; empty when the pool closes."""
@@ -274,8 +281,17 @@ class _Batch:
             self._task.request_stack.pop()
 
 
+def _give_back(batch: list[Job]) -> None:
+    for job in batch:
+        job.finished((1, _raised(Reject(requeue=True)), 0.0))
+
+
 def _failure(answer: Answer) -> ExceptionInfo:
+    return _raised(InternalError(contract.INTERNAL_ERROR.message, request_id=answer.reply.request_id))
+
+
+def _raised(error: Exception) -> ExceptionInfo:
     try:
-        raise InternalError(contract.INTERNAL_ERROR.message, request_id=answer.reply.request_id)
-    except InternalError:
+        raise error
+    except type(error):
         return ExceptionInfo()

@@ -47,10 +47,10 @@ class Delivery:
     received_at: float = 0.0
 
     @classmethod
-    def of(cls, request: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Self:
+    def of(cls, request: dict[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Self:
         """From Celery's request: message headers and what the worker added to them, in one mapping."""
         delivery_info = request.get("delivery_info") or {}
-        headers = request if "task" in request else request.get("headers") or {}  # eager calls keep them apart
+        headers = request | request["headers"] if request.get("headers") else request  # eager calls keep them apart
         return cls(
             request_id=request.get("id") or str(uuid.uuid4()),
             args=args,
@@ -107,6 +107,29 @@ class Answer:
     committed_at: float
 
     @property
+    def summary(self) -> dict[str, Any]:
+        """What the log says of it: no payload."""
+        return {
+            "request_id": self.reply.request_id,
+            "code": self.reply.code or "OK",
+            "image_id": self.reply.image_id,
+            "replayed": self.reply.replayed,
+            "attempt": self.delivery.attempt,
+            "queue_ms": self.queue_ms,
+            "commit_ms": self.commit_ms,
+        }
+
+    @property
+    def queue_ms(self) -> int:
+        """Milliseconds from sending to the beginning of its batch."""
+        return round((self.begun_at - self.delivery.queued_since) * 1000)
+
+    @property
+    def commit_ms(self) -> int:
+        """Milliseconds that its batch took."""
+        return round((self.committed_at - self.begun_at) * 1000)
+
+    @property
     def failed(self) -> bool:
         """Whether it is a fault, which Celery is to show as FAILURE."""
         return self.reply.code == contract.INTERNAL_ERROR.name
@@ -136,7 +159,7 @@ class BatchTask(Task):  # type: ignore[misc]  # Celery has no types
             InternalError: the fault is ours; the log says more.
         """
         request = self.request
-        [answer] = self.answers([Delivery.of(vars(request), args, kwargs)])
+        [answer] = self.answers([Delivery.of(dict(vars(request)), args, kwargs)])
         if not request.is_eager and not request.called_directly:
             request.answer = answer  # for the result backend, which stores and publishes it
         if answer.failed:
@@ -152,10 +175,14 @@ class BatchTask(Task):  # type: ignore[misc]  # Celery has no types
             logger.exception("a batch of %s failed", self.name)
             addressed = [fault(delivery) for delivery in deliveries]
         committed_at = time.time()
-        return [
+        answers = [
             Answer(reply, queue, delivery, begun_at, committed_at)
             for (reply, queue), delivery in zip(addressed, deliveries, strict=True)
         ]
+        if logger.isEnabledFor(logging.INFO):
+            for answer in answers:
+                logger.info("%s answered", self.name, extra=answer.summary)
+        return answers
 
 
 def queue_for(delivery: Delivery) -> str:
