@@ -1,0 +1,50 @@
+"""The README's Python examples, run one after the other as they stand, against a real worker."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from worker.embedded import end_child, start_child
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def run(environment: dict[str, str], *words: str | Path) -> str:
+    done = subprocess.run(
+        [sys.executable, *words], env=environment, cwd=ROOT, check=False, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def environment(broker_url: str, result_url: str, sqlite_url: str, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment of a running worker whose database has the sample images."""
+    urls = {"ARIES_BROKER_URL": broker_url, "ARIES_RESULT_URL": result_url, "ARIES_DATABASE_URL": sqlite_url}
+    environment = os.environ | urls
+    run(environment, "-m", "worker", "import", "worker/commands/samples.jsonl")
+    with (tmp_path / "worker.log").open("wb") as log:
+        command = [sys.executable, "-m", "celery", "-A", "worker", "worker", "--without-mingle"]
+        worker = start_child(command, env=environment, cwd=ROOT, stdout=log, stderr=log)
+    yield environment
+    end_child(worker, signal.SIGTERM)
+
+
+def test_the_examples_do_what_they_say(environment: dict[str, str]) -> None:
+    examples = EXAMPLES
+    for number, name in enumerate(("ARIES_BROKER_URL", "ARIES_RESULT_URL")):
+        in_readme = f"redis://127.0.0.1:6379/{number}"
+        assert any(in_readme in example for example in examples)
+        examples = [example.replace(in_readme, environment[name]) for example in examples]
+    client, plain_celery, event = [run(environment, "-c", example) for example in examples]
+    assert client == "CentOS-7.9-x64-updated 2\n"
+    assert plain_celery.startswith("200 {'id': 1, 'name': 'CentOS-7.9-x64-updated'")
+    assert "sent by plain Celery" in plain_celery
+    assert event.startswith("aries.image.updated {'request_id': ")

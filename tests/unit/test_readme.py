@@ -1,0 +1,59 @@
+"""Both READMEs against the code: the tables of codes and of settings, and the same examples in both."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aries_images import contract
+from worker.settings import PREFIX, Settings
+
+ROOT = Path(__file__).parents[2]
+ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
+YES_AND_NO = {ENGLISH: ("yes", "no"), CHINESE: ("是", "否")}
+
+readmes = pytest.mark.parametrize("readme", [ENGLISH, CHINESE], ids=lambda file: file.name)
+
+
+def rows(readme: Path, first_cell: str) -> list[list[str]]:
+    """The cells of every table row whose first cell, without its backquotes, matches `first_cell`."""
+    lines = [line.strip("| ").split(" | ") for line in readme.read_text().splitlines() if line.startswith("| `")]
+    return [cells for cells in lines if re.fullmatch(first_cell, cells[0].strip("`"))]
+
+
+def written(default: Any) -> str:
+    return f"`{default:g}`" if isinstance(default, int | float) else f"`{default}`"
+
+
+@readmes
+def test_the_error_table_says_what_the_contract_says(readme: Path) -> None:
+    yes, no = YES_AND_NO[readme]
+    expected = [
+        [f"`{code.name}`", str(code.status), code.message, f"`{code.retry}`", yes if code.stored else no]
+        for code in contract.CODES.values()
+    ]
+    found = rows(readme, "[A-Z][A-Za-z]+")
+    assert [[*cells[:3], *cells[4:]] for cells in found] == expected
+    assert all(cells[3].strip() for cells in found)
+
+
+@readmes
+def test_the_settings_table_has_every_setting_with_its_default(readme: Path) -> None:
+    expected = [[f"`{PREFIX}{name.upper()}`", written(field.default)] for name, field in Settings.model_fields.items()]
+    found = rows(readme, f"{PREFIX}[A-Z_]+")
+    assert [cells[:2] for cells in found] == expected
+    assert all(cells[2].strip() for cells in found)
+
+
+def test_both_have_the_same_python_examples() -> None:
+    english, chinese = (re.findall(r"```python\n(.*?)```", file.read_text(), re.DOTALL) for file in (ENGLISH, CHINESE))
+    assert english
+    assert english == chinese
+
+
+def test_every_link_between_the_documents_leads_somewhere() -> None:
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    links = [(file, link) for file in documents for link in re.findall(r"\]\((?!https:)([^)#]+)", file.read_text())]
+    assert links
+    assert [(file.name, link) for file, link in links if not (file.parent / link).exists()] == []
