@@ -75,11 +75,8 @@ def _fault(request: Request) -> Reply:
 def _attempt(requests: Sequence[Request], database: Database) -> list[Reply]:
     updates = [request.asks for request in requests if isinstance(request.asks, UpdateRequest)]
     with database.transaction() as connection:
-        # Rows first: once they are ours, what the ledger and the names say of them holds until the commit.
-        images = rows.lock_images(connection, {update.id for update in updates})
-        ledger = rows.ledger_lines(connection, {request.id for request in requests})
         names = {update.name for update in updates if "name" in update.model_fields_set}
-        batch = _Batch(images, ledger, rows.name_holders(connection, names))
+        batch = _Batch(rows.read(connection, {update.id for update in updates}, {each.id for each in requests}, names))
         replies = [batch.answer(request) for request in requests]
         rows.write(connection, batch.writes)
     return replies
@@ -88,11 +85,11 @@ def _attempt(requests: Sequence[Request], database: Database) -> list[Reply]:
 class _Batch:
     """The locked rows, in memory, while the requests are applied to them one after the other."""
 
-    def __init__(self, images: dict[int, rows.Row], ledger: dict[str, rows.Row], holders: dict[str, int]) -> None:
-        self._images = images
-        self._ledger = ledger
+    def __init__(self, read: rows.Rows) -> None:
+        self._images = images = dict(read.images)
+        self._ledger = dict(read.ledger)
         # A locked row is known better than what a look-up by name says of it.
-        self._holders = {name: id_ for name, id_ in holders.items() if id_ not in images}
+        self._holders = {name: id_ for name, id_ in read.holders.items() if id_ not in images}
         self._holders.update((image["name"], id_) for id_, image in images.items())
         self._held_at_first = dict(self._holders)
         self._now = datetime.now(UTC)

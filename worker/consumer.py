@@ -16,14 +16,17 @@ from worker.task import Answer, Delivery, queue_for
 
 logger = get_logger(__name__)
 
-#: Events that go out in one message, if one turn of the loop brings so many; Celery's 24 cost a round trip each.
-_EVENTS_AT_ONCE = 1000
+#: Seconds that Celery's events wait for others to go out with, and how many of them at most.
+_EVENTS_SECONDS = 0.1
+_EVENTS_AT_ONCE = 2000
 #: A message that is delivered more often has ended as many workers, and may be why.
 _DELIVERIES_MAX = 5
 
 
 class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no types
     """A consumer that no message can stop: what cannot be run is answered, if that can be, and kept for a human."""
+
+    _events_due = False
 
     def start(self) -> None:
         """Consume until the worker stops, with the window that the pool asks for; Celery counts processes."""
@@ -36,6 +39,16 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no
         if self._has_leases:
             return p(*args, **kwargs)
         return super().call_soon_ack(p, *args, **kwargs)
+
+    def on_send_event_buffered(self) -> None:
+        """Events go out together a moment later; one by one they would hold up the requests that they speak of."""
+        if self.hub and not self._events_due:
+            self._events_due = True
+            self.timer.call_after(_EVENTS_SECONDS, self._flush_events)
+
+    def _flush_events(self) -> None:
+        self._events_due = False
+        super()._flush_events()
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
         """Reconnect, and keep the leases: what is under way will be answered, so nobody else should start on it."""

@@ -100,6 +100,7 @@ class Pool(BasePool):  # type: ignore[misc]  # Celery has no types
         os.set_blocking(self._wake_reader, False)
         self._has_loop = True
         loop.add_reader(self._wake_reader, self._on_woken)
+        loop.on_tick.add(self._run_reports)
 
     def _on_woken(self) -> None:
         os.read(self._wake_reader, 4096)
@@ -182,13 +183,17 @@ class Pool(BasePool):  # type: ignore[misc]  # Celery has no types
         outcome = job.trace(*job.arguments)
         self.report(lambda: job.finished(outcome))
 
-    def report(self, callback: Callable[[], None]) -> None:
-        """Have `callback` run where Celery expects it: in its loop if there is one, else right here."""
-        if self._has_loop:
-            self._reports.append(callback)
-            os.write(self._wake_writer, b".")
-        else:
+    def report(self, callback: Callable[[], None], *, urgent: bool = True) -> None:
+        """Have `callback` run where Celery expects it: in its loop if there is one, else right here.
+
+        One that is not urgent waits until the loop turns anyway, within a second.
+        """
+        if not self._has_loop:
             callback()
+            return
+        self._reports.append(callback)
+        if urgent:
+            os.write(self._wake_writer, b".")
 
     @property
     def closing(self) -> bool:
@@ -204,7 +209,8 @@ class _Batch:
         self._started_at = time.monotonic()
 
     def run(self) -> None:
-        self._pool.report(self._report_accepted)
+        # Not urgent: waking the loop now would take the interpreter away from this batch, which is done in no time.
+        self._pool.report(self._report_accepted, urgent=False)
         deliveries = [Delivery.of(job.request, job.request["args"], job.request["kwargs"]) for job in self._jobs]
         self._signal_all(signals.task_prerun, deliveries)
         answers = self._task.answers(deliveries)

@@ -90,6 +90,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
     from_transport_options = (*kombu_redis.Channel.from_transport_options, "lease_seconds", "dead_letters_max")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._plain_client: Any = None
         super().__init__(*args, **kwargs)
         self._keys = Keys()
         self._leases = leases_of_this_process()
@@ -99,6 +100,14 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
         self._waits = False
         self._hungry = False  # the last look found something: look again before waiting
         self._tended_at = 0.0
+
+    def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002  # kombu's signature
+        """Kombu's, but one for each pool of connections: it makes a new client for every command or two."""
+        if asynchronous:
+            return super()._create_client(asynchronous=True)
+        if self._plain_client is None or self._plain_client.connection_pool is not self.pool:
+            self._plain_client = super()._create_client()
+        return self._plain_client
 
     # --- taking ---
 
@@ -158,6 +167,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
 
     def flush_leases(self) -> None:
         """End the leases of what is answered."""
+        if not self._leases.to_flush:
+            return
         with self.conn_or_acquire() as client:
             self._leases.flush(client, self._keys)
 

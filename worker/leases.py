@@ -126,6 +126,11 @@ class Leases:
             self._done.append(tag)
             self._held.discard(tag)
 
+    @property
+    def to_flush(self) -> bool:
+        """Whether anything was answered since the last flush."""
+        return bool(self._done)
+
     def flush(self, client: Redis, keys: Keys) -> None:
         """End the leases of what is answered, in one round trip; after an error they are there for the next flush."""
         with self._lock:
