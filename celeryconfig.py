@@ -56,6 +56,11 @@ broker_connection_max_retries = None
 broker_channel_error_retry = True
 broker_transport_options = {
     "lease_seconds": SETTINGS.lease_seconds,
+    # `send_task("image.update", …)` of a stock caller who names no queue: taken from Celery's default list, which may
+    # be another application's, so nothing else is.
+    "strays_list": "celery",
+    "strays_task": "image.update",
+    "strays_queue": "image.update",
     "unacked_restore_interval": 1,
     "health_check_interval": 5,
     "socket_timeout": 5,

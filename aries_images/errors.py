@@ -53,7 +53,7 @@ class ImageNameExists(AriesImagesError):
 
 
 class InternalError(AriesImagesError):
-    """A fault on our side; nothing was changed. The same request id may be sent again."""
+    """A fault on our side. Send the same request id again: the answer says whether it was applied."""
 
     code = "InternalError"
 

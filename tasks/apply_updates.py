@@ -132,10 +132,9 @@ class _Batch:
             return Refusal(contract.DEADLINE_EXCEEDED)
         image = self._images.get(asks.id)
         if image is None:
-            return Refusal(contract.IMAGE_NOT_FOUND, (Detail("id", "value_not_allowed", f"no image {asks.id}"),))
+            return Refusal(contract.IMAGE_NOT_FOUND)
         if request.if_revision not in (None, image["revision"]):
-            said = f"the image is at revision {image['revision']}, not {request.if_revision}"
-            return Refusal(contract.PRECONDITION_FAILED, (Detail("if_revision", "value_not_allowed", said),))
+            return Refusal(contract.PRECONDITION_FAILED)
         if "name" in asks.model_fields_set and self._holders.get(asks.name, asks.id) != asks.id:
             said = f"name '{asks.name}' is used by another image"
             return Refusal(contract.IMAGE_NAME_EXISTS, (Detail("name", "taken", said),))

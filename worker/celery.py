@@ -1,5 +1,8 @@
 """The application, put together: `celery -A worker worker`."""
 
+import itertools
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery
@@ -22,6 +25,17 @@ class ImagesApp(Celery):  # type: ignore[misc]  # Celery has no types
     database: Database
 
 
+def names_prefork(arguments: Sequence[str]) -> bool:
+    """Whether the command line asks for Celery's prefork pool.
+
+    Celery takes `-P prefork` for its own default and then prefers the pool that is configured.
+    """
+    pairs = itertools.pairwise(arguments)
+    return any(word in ("-Pprefork", "--pool=prefork") for word in arguments) or any(
+        pair in (("-P", "prefork"), ("--pool", "prefork")) for pair in pairs
+    )
+
+
 def build_app(settings: Settings) -> ImagesApp:
     """An application for `settings`; nothing is connected yet."""
     app = ImagesApp("aries-images", set_as_current=True)
@@ -30,6 +44,8 @@ def build_app(settings: Settings) -> ImagesApp:
     TRANSPORT_ALIASES.update(TRANSPORTS)  # by its name, not as a class path: Flower reads the URL's scheme
     register_serializer()
     configure(settings.log)
+    if names_prefork(sys.argv):
+        app.conf.worker_pool = "prefork"
     app.settings = settings
     app.database = Database(settings.database_url)
 

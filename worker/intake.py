@@ -8,6 +8,7 @@ deliveries. Producers, Flower and `celery inspect` see the lists that they know.
 """
 
 import base64
+import contextlib
 import functools
 import json
 import logging
@@ -86,8 +87,18 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
     QoS = QoS
     lease_seconds = 30.0
     dead_letters_max = 10_000
+    #: Where a stock caller's request lands who names no queue, the task it names, and the queue it is meant for.
+    strays_list = "celery"
+    strays_task = strays_queue = ""
 
-    from_transport_options = (*kombu_redis.Channel.from_transport_options, "lease_seconds", "dead_letters_max")
+    from_transport_options = (
+        *kombu_redis.Channel.from_transport_options,
+        "lease_seconds",
+        "dead_letters_max",
+        "strays_list",
+        "strays_task",
+        "strays_queue",
+    )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._plain_client: Any = None
@@ -97,6 +108,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
         self._name = uuid.uuid4().hex
         self._takes = 0
         self._asked: list[str] = []
+        self._no_ack_queues: set[str] = set()
         self._waits = False
         self._hungry = False  # the last look found something: look again before waiting
         self._tended_at = 0.0
@@ -121,16 +133,20 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
 
         Both commands go out together; the server runs the second as soon as the first comes free, so that an idle
         worker is one round trip away from a message. It waits at one list and looks at the others each time, at
-        least once a second.
+        least four times a second.
         """
-        lists = self._asked = self._lists()
+        lists = self._lists()
         if not lists:
             return
+        self._asked = [*lists, self.strays_list if self.strays_queue in self.active_queues else ""]
         room = self.qos.can_consume_max_estimate() or _UNLIMITED
         self._takes += 1
-        arguments = [room, round(self.lease_seconds * 1000), f"{self._name}:{self._takes}:"]
+        keys = [*self._asked, self._keys.leases, self._keys.ends]
+        tags = f"{self._name}:{self._takes}:"
+        task = self.strays_task.replace(".", "%.")  # Lua's pattern for it
         # EVAL, not EVALSHA: a server that was restarted or flushed knows no script, and this one is a kilobyte.
-        commands = [("EVAL", leases.TAKE, len(lists) + 2, *lists, self._keys.leases, self._keys.ends, *arguments)]
+        milliseconds = round(self.lease_seconds * 1000)
+        commands = [("EVAL", leases.TAKE, len(keys), *keys, room, milliseconds, tags, task)]
         self._waits = not self._hungry
         if self._waits:
             commands.insert(0, ("BLMOVE", lists[0], lists[0], "RIGHT", "RIGHT", timeout or self.brpop_timeout))
@@ -155,13 +171,32 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
         if not taken:
             raise Empty
         for list_number, tag, entry in _triples(taken):
-            queue = self._asked[list_number - 1].rsplit(self.sep, 1)[0]
-            message = read_entry(entry, queue, tag.decode())
-            if message is None:
-                self.bury(tag.decode(), "not_a_message")
-            else:
-                self.connection._deliver(message, queue)  # noqa: SLF001  # where kombu's channel hands over
+            is_stray = list_number == len(self._asked)
+            queue = self.strays_queue if is_stray else self._asked[list_number - 1].rsplit(self.sep, 1)[0]
+            self._hand_over(queue, tag.decode(), entry)
         return True
+
+    def _hand_over(self, queue: str, tag: str, entry: bytes) -> None:
+        message = read_entry(entry, queue, tag)
+        if message is None:
+            self.bury(tag, "not_a_message")
+            return
+        self.connection._deliver(message, queue)  # noqa: SLF001  # where kombu's channel hands over
+        if queue in self._no_ack_queues:
+            self._leases.release(tag)
+
+    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:  # noqa: FBT001
+        """Kombu's, noting the queues whose messages nobody will acknowledge: replies to remote control."""
+        if no_ack:
+            self._no_ack_queues.add(queue)
+        return super().basic_consume(queue, no_ack, *args, **kwargs)
+
+    def close(self) -> None:
+        """Kombu's; what is answered is acknowledged first, if the server can still be reached."""
+        if not self.closed:
+            with contextlib.suppress(*self.connection_errors):
+                self.flush_leases()
+        super().close()
 
     # --- leases ---
 
@@ -211,6 +246,8 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]  # kombu has no ty
     """Kombu's Redis transport with leases."""
 
     Channel = Channel
+    #: Seconds until a waiting worker looks at the lists that it does not wait at: priorities, other queues, strays.
+    brpop_timeout = 0.25
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -30,25 +30,38 @@ def deliveries(entry: bytes) -> int:
     return int(counted[1]) if counted else 1
 
 
-#: Keys: the lists, then leases and ends. Arguments: how many at most, milliseconds, prefix of the tags.
-#: Returns the number of the list, the tag and the entry of each, flat.
+#: Keys: the lists, the list of strays, then leases and ends. Arguments: how many at most, milliseconds, prefix of the
+#: tags, the task whose messages are taken from the strays. Returns the number of the list, the tag and the entry of
+#: each, flat. The strays are Celery's own default list, where a stock caller's request lands who names no queue: it may
+#: be another application's, so that only what names our task is taken, in order, and the rest is not touched.
 TAKE = """
-local lists, room, prefix = #KEYS - 2, tonumber(ARGV[1]), ARGV[3]
+local lists, room, prefix, task = #KEYS - 3, tonumber(ARGV[1]), ARGV[3], ARGV[4]
 local now = redis.call('TIME')
 local ends = now[1] * 1000 + math.floor(now[2] / 1000) + ARGV[2]
 local taken, leases, index = {}, {}, {}
+local function take(list, entry)
+  local tag = prefix .. #leases
+  taken[#taken + 1] = list
+  taken[#taken + 1] = tag
+  taken[#taken + 1] = entry
+  leases[#leases + 1] = tag
+  leases[#leases + 1] = #KEYS[list] .. ':' .. KEYS[list] .. entry
+  index[#index + 1] = ends
+  index[#index + 1] = tag
+  room = room - 1
+end
 for list = 1, lists do
   if room > 0 then
-    for _, entry in ipairs(redis.call('RPOP', KEYS[list], room) or {}) do
-      local tag = prefix .. #leases
-      taken[#taken + 1] = list
-      taken[#taken + 1] = tag
-      taken[#taken + 1] = entry
-      leases[#leases + 1] = tag
-      leases[#leases + 1] = #KEYS[list] .. ':' .. KEYS[list] .. entry
-      index[#index + 1] = ends
-      index[#index + 1] = tag
-      room = room - 1
+    for _, entry in ipairs(redis.call('RPOP', KEYS[list], room) or {}) do take(list, entry) end
+  end
+end
+local strays = KEYS[lists + 1]
+if room > 0 and redis.call('TYPE', strays).ok == 'list' then
+  local found = redis.call('LRANGE', strays, -room, -1)
+  for i = #found, 1, -1 do
+    if string.find(found[i], '"task": ?"' .. task .. '"') then
+      redis.call('LREM', strays, -1, found[i])
+      take(lists + 1, found[i])
     end
   end
 end

@@ -2,6 +2,7 @@
 
 import click
 from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
 
 from models.migrations import level, upgrade
 from worker.database import Database
@@ -19,5 +20,8 @@ def migrate() -> None:
         click.echo(f"The database is up to date ({newest}).")
         return
     with Console().status("migrating the database …"):
-        upgrade(url)
+        try:
+            upgrade(url)
+        except (RuntimeError, SQLAlchemyError) as error:
+            raise click.ClickException(f"nothing was migrated: {error}") from None
     click.echo(f"The database is up to date ({newest}; it was {before or 'empty'}).")

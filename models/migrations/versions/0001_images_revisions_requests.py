@@ -1,5 +1,7 @@
 """Images, their revisions and the request ledger; adopts an `images` table that is already there."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects.postgresql import JSONB
@@ -68,21 +70,51 @@ def _create_images() -> None:
 
 
 def _adopt_images() -> None:
-    """The platform's own table: add what we need beside what it has, and refuse to guess the rest."""
+    """The platform's own table: add what we need beside what it has, and refuse what would fail later."""
     inspector = sa.inspect(op.get_bind())
-    columns = {column["name"] for column in inspector.get_columns("images")}
-    needed = {"id", "name", "os_type", "os_name", "description", "source_path", "created_at", "updated_at"}
-    if missing := sorted(needed - columns):
+    columns = {column["name"]: column for column in inspector.get_columns("images")}
+    needed = ("id", "name", "os_type", "os_name", "description", "source_path", "created_at", "updated_at")
+    if missing := [name for name in needed if name not in columns]:
         raise RuntimeError(f"the images table that is there lacks the columns {', '.join(missing)}")
-    uniques: list[list[str | None]] = [
-        [*unique["column_names"]] for unique in inspector.get_unique_constraints("images")
-    ]
-    uniques += [index["column_names"] for index in inspector.get_indexes("images") if index["unique"]]
+    _refuse_times_without_zone(columns)
+    _refuse_rows_out_of_contract(needed)
     with op.batch_alter_table("images") as table:
         if "revision" not in columns:
             table.add_column(sa.Column("revision", sa.BigInteger, nullable=False, server_default="1"))
-        if ["name"] not in uniques:
+        if not _name_is_unique(inspector):
             table.create_unique_constraint("uq_images_name", ["name"])
+
+
+def _refuse_times_without_zone(columns: dict[str, Any]) -> None:
+    if op.get_bind().dialect.name != "postgresql":
+        return
+    for name in ("created_at", "updated_at"):
+        if not getattr(columns[name]["type"], "timezone", False):
+            raise RuntimeError(
+                f"images.{name} has no time zone: ALTER TABLE images ALTER COLUMN {name} TYPE timestamptz"
+                f" USING {name} AT TIME ZONE 'UTC' makes it one, if its times are in UTC"
+            )
+
+
+def _refuse_rows_out_of_contract(needed: tuple[str, ...]) -> None:
+    table = sa.table("images", *(sa.column(name) for name in needed))
+    empty = sa.or_(*(table.c[name].is_(None) for name in needed))
+    wrong = sa.select(table.c.id).where(sa.or_(empty, table.c.os_type.not_in(["linux", "windows"]))).limit(5)
+    if ids := [str(row.id) for row in op.get_bind().execute(wrong)]:
+        raise RuntimeError(f"images {', '.join(ids)} (and maybe more) have a null, or an os_type but linux or windows")
+
+
+def _name_is_unique(inspector: sa.Inspector) -> bool:
+    if any(unique["column_names"] == ["name"] for unique in inspector.get_unique_constraints("images")):
+        return True
+    return any(
+        index["unique"] and index["column_names"] == ["name"] and not _is_partial(index)
+        for index in inspector.get_indexes("images")
+    )
+
+
+def _is_partial(index: Any) -> bool:
+    return any(option.endswith("_where") for option in index.get("dialect_options", {}))
 
 
 def downgrade() -> None:
