@@ -67,3 +67,6 @@ broker_transport_options = {
     "socket_connect_timeout": 5,
     "socket_keepalive": True,
 }
+if SETTINGS.sentinel_master:
+    broker_transport_options["master_name"] = SETTINGS.sentinel_master
+    result_backend_transport_options = {"master_name": SETTINGS.sentinel_master}

@@ -64,6 +64,11 @@ class _Answering(RedisBackend):  # type: ignore[misc]  # Celery has no types
             answer = Answer(*fault(delivery), delivery, delivery.received_at, delivery.received_at)
         self._send_or_give_back(answer)
 
+    def mark_as_revoked(self, task_id: str, reason: str = "", request: Any = None, *args: Any, **kwargs: Any) -> None:
+        """Store that a task was revoked; not on an operator's word alone, for its request will be answered."""
+        if request is not None:
+            super().mark_as_revoked(task_id, reason, request, *args, **kwargs)
+
     @staticmethod
     def _answer(request: Any) -> Answer | None:
         return getattr(request, "answer", None)

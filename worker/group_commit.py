@@ -300,4 +300,6 @@ def _raised(error: Exception) -> ExceptionInfo:
     try:
         raise error
     except type(error):
-        return ExceptionInfo()
+        info = ExceptionInfo()
+        info.exception = error  # as it is, not in billiard's wrapper for the way between processes
+        return info

@@ -42,6 +42,8 @@ class Settings(BaseSettings):
     broker_url: Annotated[str, AfterValidator(_broker_url)] = "redis://127.0.0.1:6379/0"
     #: Where results are kept and announced: Redis, whatever the broker is.
     result_url: Annotated[str, AfterValidator(_result_url)] = "redis://127.0.0.1:6379/1"
+    #: The name of the master, where either of them is behind Redis Sentinel.
+    sentinel_master: str = ""
     #: SQLite or PostgreSQL.
     database_url: Annotated[str, AfterValidator(_database_url)] = "sqlite:///var/aries.db"
     log: Literal["text", "json"] = "text"

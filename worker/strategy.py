@@ -8,6 +8,7 @@ from celery.utils.time import timezone
 from celery.worker.request import create_request_cls
 from celery.worker.state import task_reserved, task_scheduled
 from kombu import Message
+from kombu.asynchronous.timer import to_timestamp
 from kombu.utils.imports import symbol_by_name
 
 from worker.message import read_message
@@ -79,7 +80,7 @@ def _received(request: Any) -> Mapping[str, Any]:
 
 def _schedule(consumer: Any, request: Any, bucket: Any) -> None:
     """Hold the request until its ETA; the message stays leased, and the window grows by one meanwhile."""
-    due = timezone.to_system(request.eta).timestamp()
+    due = to_timestamp(timezone.to_system(request.eta))  # the timer's clock is not the calendar's
     consumer.qos.increment_eventually()
     if bucket:
         entry = consumer.timer.call_at(due, consumer._limit_post_eta, (request, bucket, 1), priority=6)  # noqa: SLF001
