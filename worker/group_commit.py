@@ -16,11 +16,12 @@ from celery.app.task import Context
 from celery.concurrency.base import BasePool
 from celery.exceptions import Reject
 from celery.utils.log import get_logger
+from celery.worker import state
 from redis.exceptions import RedisError
 
 from aries_images import contract
 from aries_images.errors import InternalError
-from worker.task import Answer, BatchTask, Delivery
+from worker.task import REVOKED, Answer, BatchTask, Delivery
 
 logger = get_logger(__name__)
 
@@ -33,7 +34,7 @@ _SEND_AGAIN = 0.5
 _SWITCH_SECONDS = 0.0005
 #: Seconds that a batch under way may still take when the worker leaves. One that takes longer is left behind: its
 #: requests go back to the queue, and if it commits after all they are answered from the ledger.
-_LEAVE_SECONDS = 4.0
+_LEAVE_SECONDS = 3.0
 #: Characters of a reply that Celery's events show.
 _SHOWN = 1024
 
@@ -211,6 +212,9 @@ class _Batch:
     def run(self) -> None:
         # Not urgent: waking the loop now would take the interpreter away from this batch, which is done in no time.
         self._pool.report(self._report_accepted, urgent=False)
+        for job in self._jobs:
+            if job.request["id"] in state.revoked:  # since it was handed to the pool
+                job.request[REVOKED] = True
         deliveries = [Delivery.of(job.request, job.request["args"], job.request["kwargs"]) for job in self._jobs]
         self._signal_all(signals.task_prerun, deliveries)
         answers = self._task.answers(deliveries)

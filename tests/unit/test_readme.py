@@ -23,7 +23,7 @@ def rows(readme: Path, first_cell: str) -> list[list[str]]:
 
 
 def written(default: Any) -> str:
-    return f"`{default:g}`" if isinstance(default, int | float) else f"`{default}`"
+    return f"`{default:g}`" if isinstance(default, int | float) else f"`{default}`" if default else "–"
 
 
 @readmes
