@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
+from kombu.transport import TRANSPORT_ALIASES
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
@@ -28,7 +29,7 @@ def _result_url(value: str) -> str:
 
 
 def _broker_url(value: str) -> str:
-    if "://" not in value:
+    if "://" not in value or value.partition("://")[0] not in TRANSPORT_ALIASES:
         raise ValueError("must be a broker URL such as redis://host:6379/0")
     return value
 
