@@ -6,7 +6,7 @@ BIN := .venv/bin
 SAY := @printf '\n==> %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint flower lock clean
+.PHONY: help run test lint bench flower lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -25,6 +25,9 @@ lint: .venv/.installed ## format, lint rules and types
 	@$(BIN)/ruff check .
 	$(SAY) "types: mypy"
 	@$(BIN)/mypy
+
+bench: .venv/.installed ## measure against other workers on servers of its own (ARGS=--help: more; some 15 minutes)
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 flower: .venv-flower/.installed ## watch the worker in a browser, on http://127.0.0.1:5555
 	@.venv-flower/bin/celery --workdir deploy -A flower_app flower --address=127.0.0.1 --port=5555 $(ARGS)

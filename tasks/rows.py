@@ -105,7 +105,8 @@ def _park_names(connection: Connection, ids: set[int]) -> None:
 
 
 # One value, one round trip, one plan: three times as fast as the driver's executemany for a hundred rows.
-_WRITE_POSTGRESQL = text("""
+#: Also the limit that the benchmarks measure against.
+WRITE_POSTGRESQL = """
 WITH batch AS MATERIALIZED (SELECT CAST(:batch AS jsonb) AS it),
 changed AS (
     UPDATE images SET name = r.name, os_type = r.os_type, os_name = r.os_name, description = r.description,
@@ -122,12 +123,13 @@ recorded AS (
 INSERT INTO requests (request_id, digest, caller, reply, code, image_id, answered_at)
 SELECT r.* FROM batch, jsonb_to_recordset(it -> 'answers') AS r(request_id text, digest text, caller text, reply text,
      code text, image_id bigint, answered_at timestamptz)
-""")
+"""
+_WRITE = text(WRITE_POSTGRESQL)
 
 
 def _write_postgresql(connection: Connection, writes: Writes) -> None:
     batch = {"images": list(writes.images.values()), "revisions": writes.revisions, "answers": writes.answers}
-    connection.execute(_WRITE_POSTGRESQL, {"batch": orjson.dumps(batch).decode()})
+    connection.execute(_WRITE, {"batch": orjson.dumps(batch).decode()})
 
 
 _UPDATE_SQLITE = (

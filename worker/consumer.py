@@ -10,6 +10,7 @@ from kombu import Message
 
 from aries_images import contract
 from aries_images.contract import Refusal, Reply
+from worker.group_commit import Pool
 from worker.intake import LEASING_SCHEMES
 from worker.message import is_attributable
 from worker.task import Answer, Delivery, queue_for
@@ -35,8 +36,8 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no
         super().start()
 
     def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Acknowledge at once where that is only bookkeeping (the intake's leases), else when Celery's loop is free."""
-        if self._has_leases:
+        """Acknowledge at once where that is only bookkeeping (the intake's leases) and the loop is awake to go on."""
+        if self._has_leases and isinstance(self.pool, Pool):
             return p(*args, **kwargs)
         return super().call_soon_ack(p, *args, **kwargs)
 

@@ -24,6 +24,12 @@ class Request(celery_request.Request):  # type: ignore[misc]  # Celery has no ty
                 return True
         return False
 
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """A batch under way is not stopped: it commits, or it is rolled back, in milliseconds."""
+
+    def cancel(self, pool: Any, signal: Any = None, **_: Any) -> None:
+        """Nor by a worker that leaves at once; its pool waits for it."""
+
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002  # Celery's name
         """Celery's event; without the traceback of a fault, which is for the worker's log alone."""
         fields.pop("traceback", None)

@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     #: Seconds that a request is retried for against a database that is busy or away, where it has no deadline.
     retry_seconds: float = Field(30.0, ge=0)
     #: Seconds after which a message that a dead worker held is given to another.
-    lease_seconds: float = Field(30.0, ge=1)
+    lease_seconds: float = Field(30.0, ge=2)
 
 
 def load_settings() -> Settings:
