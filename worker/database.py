@@ -22,6 +22,9 @@ _AWAY_CLASSES = ("08", "53", "57", "58")
 _READ_ONLY = "25006"
 #: No statement, lock or forgotten transaction holds anything for ever; what runs into one of these is tried again.
 _TIMEOUTS = "-c lock_timeout=5s -c statement_timeout=20s -c idle_in_transaction_session_timeout=30s"
+#: The planner takes a batch for a hundred rows whatever is in it, and would read a table of ten thousand from end to
+#: end for one of them. Everything here goes by an index, so one plan is right for every batch.
+_PLANS = "-c enable_seqscan=off -c plan_cache_mode=force_generic_plan"
 #: Seconds that SQLite waits for another writer before it says that it is busy.
 _SQLITE_BUSY_SECONDS = 5.0
 
@@ -59,7 +62,7 @@ def _engine(url: str, connections: int) -> Engine:
         max_overflow=0,
         pool_pre_ping=False,
         isolation_level="READ COMMITTED",
-        connect_args={"connect_timeout": 5, "application_name": "aries-images", "options": _TIMEOUTS},
+        connect_args={"connect_timeout": 5, "application_name": "aries-images", "options": f"{_TIMEOUTS} {_PLANS}"},
     )
 
 
