@@ -22,7 +22,9 @@ def formatter(form: Literal["text", "json"]) -> logging.Formatter:
     if form == "json":
         last += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
     else:
-        last += [structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0)]
+        # Plain: structlog's own traceback shows the values of variables, and so what callers sent.
+        plain = structlog.dev.plain_traceback
+        last += [structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0, exception_formatter=plain)]
     return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=_FIRST, processors=last)
 
 
