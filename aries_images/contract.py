@@ -303,6 +303,17 @@ def digest_of(kwargs: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical).hexdigest()
 
 
+def is_text(value: object) -> bool:
+    """Whether `value` is a string that can be written as UTF-8: JSON can also spell lone surrogates, which can't."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def is_request_id(value: object) -> bool:
     """Whether `value` may serve as request id, task id and idempotency key."""
     return isinstance(value, str) and _REQUEST_ID.fullmatch(value) is not None

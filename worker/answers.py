@@ -69,6 +69,11 @@ class _Answering(RedisBackend):  # type: ignore[misc]  # Celery has no types
         if request is not None:
             super().mark_as_revoked(task_id, reason, request, *args, **kwargs)
 
+    def mark_as_retry(self, task_id: str, exc: BaseException, traceback: Any = None, request: Any = None) -> None:
+        """Store that a task is tried again; of a `BatchTask` nothing, for there is no answer yet."""
+        if not isinstance(self.app.tasks.get(getattr(request, "task", None)), BatchTask):
+            super().mark_as_retry(task_id, exc, traceback, request)
+
     @staticmethod
     def _answer(request: Any) -> Answer | None:
         return getattr(request, "answer", None)
@@ -160,7 +165,7 @@ class _Answering(RedisBackend):  # type: ignore[misc]  # Celery has no types
                 content_type="application/json",
                 content_encoding="utf-8",
                 headers=event_headers(answer),
-                correlation_id=answer.delivery.correlation_id or answer.reply.request_id,
+                correlation_id=correlation_id(answer),
                 declare=[queue],
             )
 
@@ -204,6 +209,12 @@ def event_body(answer: Answer) -> str:
     return contract.reply_event(answer.reply, datetime.fromtimestamp(answer.committed_at, UTC))
 
 
+def correlation_id(answer: Answer) -> str:
+    """What the caller wants his reply to be known by; the request id if he does not say, or not in text."""
+    wanted = answer.delivery.correlation_id
+    return wanted if wanted and contract.is_text(wanted) else answer.reply.request_id
+
+
 def event_headers(answer: Answer) -> dict[str, Any]:
     """What the event says of the journey; times in whole milliseconds."""
     delivery = answer.delivery
@@ -238,7 +249,7 @@ def _entry(answer: Answer) -> str:
             "content-type": "application/json",
             "headers": event_headers(answer),
             "properties": {
-                "correlation_id": answer.delivery.correlation_id or answer.reply.request_id,
+                "correlation_id": correlation_id(answer),
                 "delivery_mode": 2,
                 "delivery_info": {"exchange": "", "routing_key": answer.queue},
                 "priority": 0,

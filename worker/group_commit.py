@@ -152,15 +152,23 @@ class Pool(BasePool):  # type: ignore[misc]  # Celery has no types
 
     def _run(self) -> None:
         while batch := self._next_batch():
-            task = self.app.tasks[batch[0].arguments[0]]
-            try:
-                if isinstance(task, BatchTask):
-                    _Batch(self, task, batch).run()
-                else:
-                    self._run_alone(batch[0])
-            except Exception:
-                logger.critical("a batch broke off; its requests go back to the queue", exc_info=True)
-                self.report(functools.partial(_give_back, batch))
+            self._run_batch(batch)
+
+    def _run_batch(self, batch: list[Job]) -> None:
+        task = self.app.tasks[batch[0].arguments[0]]
+        try:
+            if isinstance(task, BatchTask):
+                _Batch(self, task, batch).run()
+            else:
+                self._run_alone(batch[0])
+        except Exception:
+            if len(batch) > 1:  # one of them is to blame: what is committed already is answered from the ledger
+                logger.exception("a batch broke off; its requests are run one by one")
+                for job in batch:
+                    self._run_batch([job])
+            else:
+                logger.critical("a request broke off and goes back to the queue", exc_info=True)
+                self.report(functools.partial(_give_back, batch[0]))
 
     def _next_batch(self) -> list[Job]:
         """The requests that wait, up to a full batch of one task; empty when the pool closes."""
@@ -291,9 +299,8 @@ class _Batch:
             self._task.request_stack.pop()
 
 
-def _give_back(batch: list[Job]) -> None:
-    for job in batch:
-        job.finished((1, _raised(Reject(requeue=True)), 0.0))
+def _give_back(job: Job) -> None:
+    job.finished((1, _raised(Reject(requeue=True)), 0.0))
 
 
 def _failure(answer: Answer) -> ExceptionInfo:

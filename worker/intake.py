@@ -56,7 +56,7 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu has no types
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  # kombu's signature
         """A message is given back, or else kept for a human: nothing that was sent just vanishes."""
         if requeue:
-            self.channel.give_back([delivery_tag])
+            self.channel.give_back([delivery_tag], failed=True)
         else:
             self.channel.bury(delivery_tag, "rejected")
         virtual.QoS.ack(self, delivery_tag)
@@ -217,10 +217,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
         if returned:
             logger.warning("%d messages are back in their queues: their leases ran out", returned)
 
-    def give_back(self, tags: Any) -> None:
-        """Return messages to their queues, where they are the next to be taken."""
+    def give_back(self, tags: Any, *, failed: bool = False) -> None:
+        """Return messages to their queues, where they are the next to be taken; one that failed too often is buried."""
         with self.conn_or_acquire() as client:
-            self._leases.give_back(client, self._keys, tags)
+            self._leases.give_back(client, self._keys, tags, failed=failed)
 
     def _restore(self, message: virtual.Message, leftmost: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002
         self.give_back([message.delivery_tag])

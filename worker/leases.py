@@ -81,13 +81,18 @@ local function end_lease(tag)
   local size, start = string.match(lease, '^(%d+)():')
   return string.sub(lease, start + 1, start + size), string.sub(lease, start + size + 1)
 end
+local function counted(entry)
+  if string.sub(entry, 1, 1) ~= '{' then return entry end
+  local count, rest = string.match(entry, '^{"deliveries":(%d+),()')
+  return '{"deliveries":' .. string.format('%d', (count or 1) + 1) .. ',' .. string.sub(entry, rest or 2)
+end
 """
 
 _GIVE_BACK = f"""
 {_END}
-for _, tag in ipairs(ARGV) do
-  local list, entry = end_lease(tag)
-  if list then redis.call('RPUSH', list, entry) end
+for i = 2, #ARGV do
+  local list, entry = end_lease(ARGV[i])
+  if list then redis.call('RPUSH', list, ARGV[1] == '1' and counted(entry) or entry) end
 end
 """
 
@@ -100,11 +105,7 @@ local returned = 0
 for _, tag in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', milliseconds, 'LIMIT', 0, 1000)) do
   local list, entry = end_lease(tag)
   if list then
-    if string.sub(entry, 1, 1) == '{{' then
-      local count, rest = string.match(entry, '^{{"deliveries":(%d+),()')
-      entry = '{{"deliveries":' .. string.format('%d', (count or 1) + 1) .. ',' .. string.sub(entry, rest or 2)
-    end
-    redis.call('RPUSH', list, entry)
+    redis.call('RPUSH', list, counted(entry))
     returned = returned + 1
   end
 end
@@ -167,13 +168,13 @@ class Leases:
         returned: Any = client.eval(_TEND, 2, keys.leases, keys.ends, str(milliseconds), *held)
         return int(returned)
 
-    def give_back(self, client: Redis, keys: Keys, tags: Iterable[str]) -> None:
-        """Return messages to their lists, the last of `tags` to be taken first."""
+    def give_back(self, client: Redis, keys: Keys, tags: Iterable[str], *, failed: bool) -> None:
+        """Return messages to their lists, the last of `tags` to be taken first; counting it, if they `failed` here."""
         tags = list(tags)
         with self._lock:
             self._held.difference_update(tags)
         if tags:
-            client.eval(_GIVE_BACK, 2, keys.leases, keys.ends, *tags)
+            client.eval(_GIVE_BACK, 2, keys.leases, keys.ends, str(int(failed)), *tags)
 
     def bury(self, client: Redis, keys: Keys, tag: str, reason: str, most: int) -> None:
         """Put a message with the dead letters, to the byte, of which the newest `most` are kept."""

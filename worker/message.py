@@ -47,7 +47,7 @@ _NO_TYPE: tuple[type, ...] = ()
 def is_attributable(request_id: object) -> bool:
     """Whether an answer can be addressed by that id, well-formed or not."""
     if isinstance(request_id, str):
-        return 0 < len(request_id) <= 255  # noqa: PLR2004  # as long as a good one may be
+        return 0 < len(request_id) <= 255 and contract.is_text(request_id)  # noqa: PLR2004  # as a good one may be
     return type(request_id) is int
 
 
@@ -58,7 +58,9 @@ def read_message(message: Message) -> tuple[dict[str, Any], Body]:
     each of the things that are checked here.
     """
     headers = {
-        name: value for name, value in message.headers.items() if isinstance(value, _HEADERS.get(name, _NO_TYPE))
+        name: value
+        for name, value in message.headers.items()
+        if isinstance(value, _HEADERS.get(name, _NO_TYPE)) and (not isinstance(value, str) or contract.is_text(value))
     }
     headers["id"] = str(message.headers["id"])
     headers[RECEIVED_AT] = time.time()

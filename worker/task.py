@@ -71,7 +71,9 @@ class Delivery:
     def queued_since(self) -> float:
         """Unix time in seconds at which the caller sent it; when it was received, where he does not say."""
         sent_at = self.headers.get(contract.SENT_AT)
-        return min(float(sent_at), self.received_at) if isinstance(sent_at, int | float) else self.received_at
+        if isinstance(sent_at, int | float) and 0 < sent_at < self.received_at:  # NaN is neither
+            return float(sent_at)
+        return self.received_at
 
 
 def read_deadline(expires: Any) -> datetime | None:
