@@ -73,8 +73,8 @@ def write(results: Results, folder: Path, notes: Sequence[str]) -> None:
     head = [
         f"Measured on {datetime.now(UTC):%Y-%m-%d} on {machine()}, {platform.system()},",
         f"Python {platform.python_version()}; {versions}.",
-        "PostgreSQL, Redis, the workers and the callers share the machine. Medians; CPU time in milliseconds per update;",
-        "the ratios are medians over the runs, each against the baseline's run next to it.",
+        "PostgreSQL, Redis, workers and callers share the machine. Medians; CPU time in milliseconds per update; the",
+        "ratios are medians over the runs, each against the baseline's run next to it.",
         *notes,
     ]
     (folder / "latest.md").write_text("\n".join(["# The last run", "", *head, "", table(results)]))

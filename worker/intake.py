@@ -233,13 +233,18 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
 
     # --- remote control ---
 
-    def _receive_one(self, c: Any) -> bool | None:
-        """A control command or an event. One that cannot be read is dropped; kombu would end the worker over it."""
+    def _receive_one(self, c: Any) -> bool:
+        """A control command or an event. One that cannot be read is dropped; kombu would end the worker over it.
+
+        Nor does it hold up the one behind it: that may be in the connection's buffer already, which nothing wakes.
+        """
         try:
-            return super()._receive_one(c)  # type: ignore[no-any-return]
+            return bool(super()._receive_one(c))
+        except Empty:
+            return False
         except (TypeError, KeyError, ValueError, AttributeError, RecursionError):
             logger.warning("a broadcast that cannot be read is dropped", exc_info=True)
-            raise Empty from None
+            return False
 
 
 class Transport(kombu_redis.Transport):  # type: ignore[misc]  # kombu has no types
