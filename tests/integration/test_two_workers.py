@@ -27,13 +27,6 @@ def service(
         yield service
 
 
-@pytest.fixture
-def on_postgresql(service: Service) -> Service:
-    if service.database.engine.dialect.name == "sqlite":
-        pytest.skip("SQLite has no row locks to hold the workers back with")
-    return service
-
-
 def copies(body: dict[str, object], request_id: str, number: int) -> list[str]:
     return [a_message(body, headers={"id": request_id})[1] for _ in range(number)]
 
@@ -58,8 +51,9 @@ def test_one_request_many_times_at_once_is_applied_once(service: Service) -> Non
     assert [row["revision"] for row in stored_revisions(service.database, image["id"])] == [2, 3, 4, 5, 6]
 
 
-def test_both_workers_at_one_request_at_the_same_moment(on_postgresql: Service) -> None:
-    service, image, request_id = on_postgresql, on_postgresql.image(), str(uuid.uuid4())
+@pytest.mark.parametrize("service", ["postgresql"], indirect=True)  # by a row lock, which SQLite has not
+def test_both_workers_at_one_request_at_the_same_moment(service: Service) -> None:
+    image, request_id = service.image(), str(uuid.uuid4())
     url = service.database.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)
     sent = 0
     with psycopg.connect(url) as lock, psycopg.connect(url, autocommit=True) as look:
