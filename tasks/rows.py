@@ -132,16 +132,18 @@ def _write_postgresql(connection: Connection, writes: Writes) -> None:
     connection.execute(_WRITE, {"batch": orjson.dumps(batch).decode()})
 
 
+_CHANGEABLE = ("name", "os_type", "os_name", "description", "updated_at", "revision")
 _UPDATE_SQLITE = (
-    update(images)
-    .where(images.c.id == bindparam("its_id"))
-    .values({name: bindparam(name) for name in ("name", "os_type", "os_name", "description", "updated_at", "revision")})
+    update(images).where(images.c.id == bindparam("its_id")).values({name: bindparam(name) for name in _CHANGEABLE})
 )
 
 
 def _write_sqlite(connection: Connection, writes: Writes) -> None:
     if writes.images:
-        connection.execute(_UPDATE_SQLITE, [{"its_id": id_, **row} for id_, row in writes.images.items()])
+        connection.execute(
+            _UPDATE_SQLITE,
+            [{"its_id": id_, **{name: row[name] for name in _CHANGEABLE}} for id_, row in writes.images.items()],
+        )
         connection.execute(insert(image_revisions), writes.revisions)
     if writes.answers:
         connection.execute(insert(requests), writes.answers)
