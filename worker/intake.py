@@ -184,6 +184,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
         self.connection._deliver(message, queue)  # noqa: SLF001  # where kombu's channel hands over
         if queue in self._no_ack_queues:
             self._leases.release(tag)
+            self.flush_leases()  # at once: who asks by remote control may never turn his loop again
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:  # noqa: FBT001
         """Kombu's, noting the queues whose messages nobody will acknowledge: replies to remote control."""
