@@ -6,7 +6,7 @@ SETTINGS = load_settings()
 
 broker_url = SETTINGS.broker_url
 result_backend = SETTINGS.result_url
-include = ["tasks.update_image"]
+include = ["tasks.update_image", "tasks.settle_request"]
 
 # One queue, named like the task. A direct queue without an exchange of its own: nothing to lose on the way into it.
 task_default_queue = "image.update"
@@ -24,7 +24,7 @@ task_acks_late = True
 task_acks_on_failure_or_timeout = True
 task_reject_on_worker_lost = False
 task_retry_on_worker_lost = True
-task_annotations = {"image.update": {"max_retries": 3, "default_retry_delay": 1}}
+task_annotations = {name: {"max_retries": 3, "default_retry_delay": 1} for name in ("image.update", "image.settle")}
 # Work takes milliseconds; only a database that is away takes longer, and then it is waited for this long.
 task_time_limit = SETTINGS.retry_seconds + 30
 

@@ -49,18 +49,18 @@ def _answer(request: Outgoing, record: dict[str, Any], *, fresh: bool) -> Image 
         return _reply(request, record["result"], fresh=fresh)
     if state == "FAILURE" and fresh:
         fault = contract.INTERNAL_ERROR
-        return error_from(request.request_id, {"code": fault.name, "message": fault.message, "details": ()})
+        return error_from(request.about, {"code": fault.name, "message": fault.message, "details": ()})
     if state == "REVOKED" and fresh:
         # Whoever revoked it can't know whether another delivery of it was applied.
-        return OutcomeUnknown("the request was revoked, applied or not", request_id=request.request_id)
+        return OutcomeUnknown("the request was revoked, applied or not", request_id=request.about)
     return None
 
 
 def _reply(request: Outgoing, document: dict[str, Any], *, fresh: bool) -> Image | AriesImagesError | None:
-    if document["request_id"] != request.request_id:
+    if document["request_id"] != request.about:
         return None
     outcome = outcome_of(document)
-    if document["digest"] not in (None, request.digest):
+    if request.digest is not None and document["digest"] not in (None, request.digest):
         # The ledger keeps the other body's reply, so this one is or will be refused. What the ledger does not
         # keep says nothing about this body: its own reply is still to come.
         return _reused(request.request_id) if _is_kept(outcome) else None

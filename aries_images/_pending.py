@@ -32,7 +32,7 @@ class PendingUpdate:
     @property
     def request_id(self) -> str:
         """The id to find, resend or settle the request with."""
-        return self._request.request_id
+        return self._request.about
 
     def result(self, timeout: float | None = None) -> Image:
         """Wait for the answer; may be called again, and from several threads.
@@ -66,7 +66,7 @@ class PendingUpdate:
             # Another thread that waits for the same update may have taken what was published.
             outcome = self._outcome or self._read(record, published=True)
             if outcome is None and (record is None or time.monotonic() >= next_look):
-                outcome = self._read(self._results.look(self.request_id), published=False)
+                outcome = self._read(self._results.look(self._request.request_id), published=False)
                 next_look = time.monotonic() + _LOOK_EVERY
             if outcome is not None:
                 self._mailbox.leave(self._slot)

@@ -42,9 +42,12 @@ class Outgoing:
     """A request, ready to be sent: what `kombu.Producer.publish` is called with, and what tells its answer."""
 
     request_id: str
+    #: The request that its reply speaks of: itself, or the one to be settled.
+    about: str
     #: Whether the id was made for this call, so that whatever is stored under it answers this call.
     own_id: bool
-    digest: str
+    #: Of the body that is to be answered; None where any will do, since it is not known: for a settlement.
+    digest: str | None
     body: str
     headers: dict[str, Any]
     properties: dict[str, Any]
@@ -90,8 +93,11 @@ def compose(  # noqa: PLR0913 - the parts of a message
     timeout: float,
     headers: Mapping[str, Any],
     reply_to: str | None,
+    settles: str | None = None,
 ) -> Outgoing:
     """The message that asks for `kwargs`, as a Celery client would write it (protocol 2, JSON).
+
+    With `settles` it asks what became of the request of that id instead.
 
     Raises:
         InvalidParameter: `kwargs` or `headers` can't be written as JSON, or are larger than a worker accepts.
@@ -105,12 +111,14 @@ def compose(  # noqa: PLR0913 - the parts of a message
     body = json.dumps([[], kwargs, _EMBED], ensure_ascii=False, separators=(",", ":"))
     if len(body.encode()) > contract.MAX_BODY_BYTES:
         raise _malformed(f"the body has more than {contract.MAX_BODY_BYTES} bytes", request_id)
+    task = contract.SETTLE_TASK if settles else contract.TASK
     return Outgoing(
         request_id=request_id,
+        about=settles or request_id,
         own_id=own_id,
-        digest=digest,
+        digest=None if settles else digest,
         body=body,
-        headers={**_task_headers(request_id, kwargs, timeout), **given},
+        headers={**_task_headers(task, request_id, kwargs, timeout), **given},
         properties={
             "content_type": _JSON,
             "content_encoding": "utf-8",
@@ -120,13 +128,13 @@ def compose(  # noqa: PLR0913 - the parts of a message
     )
 
 
-def _task_headers(request_id: str, kwargs: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+def _task_headers(task: str, request_id: str, kwargs: Mapping[str, Any], timeout: float) -> dict[str, Any]:
     """Celery's own headers: the worker needs `task`, `id` and `expires`, Flower and its like show the others."""
     now = time.time()
     expires = datetime.fromtimestamp(now, UTC) + timedelta(seconds=timeout)
     return {
         "lang": "py",
-        "task": contract.TASK,
+        "task": task,
         "id": request_id,
         "root_id": request_id,
         "parent_id": None,
@@ -155,9 +163,13 @@ def _host() -> str:
 
 
 def _shown(kwargs: Mapping[str, Any]) -> list[str]:
-    image_id = kwargs["id"]
-    shown = str(image_id) if type(image_id) is int and 0 < image_id < 2**63 else "..."
-    return [f"'id': {shown}", *(f"'{name}': ..." for name in kwargs if name != "id")]
+    image_id, request_id = kwargs.get("id"), kwargs.get("request_id")
+    open_to_all: dict[str, Any] = {}
+    if type(image_id) is int and 0 < image_id < 2**63:
+        open_to_all["id"] = image_id
+    if contract.is_request_id(request_id):
+        open_to_all["request_id"] = request_id
+    return [f"'{name}': {open_to_all[name]!r}" if name in open_to_all else f"'{name}': ..." for name in kwargs]
 
 
 def _malformed(why: str, request_id: str | None) -> InvalidParameter:

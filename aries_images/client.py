@@ -144,18 +144,53 @@ class ImageClient:
         """
         given = {"name": name, "os_type": os_type, "os_name": os_name, "description": description}
         kwargs = {"id": id} | {field: value for field, value in given.items() if value is not ABSENT}
+        headers = {contract.IF_REVISION: if_revision, contract.TRACEPARENT: traceparent}
+        return self._start(request_id, kwargs, headers, timeout)
+
+    def settle(self, request_id: str, *, timeout: float = 30.0) -> Image:
+        """What became of a request, once and for all: for after `OutcomeUnknown`.
+
+        If it was applied or refused, this ends as that did. If it was neither, it never will be: wherever the
+        message still is, it is fenced off from now on, and this raises `DeadlineExceeded`.
+
+        Args:
+            request_id: of the request, which need not be this client's; the same caller must have sent it.
+            timeout: seconds until this gives up.
+
+        Returns:
+            The image as that update left it.
+
+        Raises:
+            DeadlineExceeded: it was not applied and never will be. Ask anew, under a new id.
+            InvalidParameter, ImageNotFound, ImageNameExists, PreconditionFailed: it was refused. Also
+                InvalidParameter, where it was applied so long ago that its reply is no longer kept; it says so.
+            InternalError, TooManyRequests: nothing is known or done; settle it again later.
+            OutcomeUnknown: no answer in time; settle it again.
+            ValueError: the timeout is not over 0 and at most a day.
+        """
+        settles = checked_request_id(request_id)
+        return self._start(None, {"request_id": settles}, {}, timeout, settles=settles).result()
+
+    def _start(
+        self,
+        request_id: str | None,
+        kwargs: Mapping[str, Any],
+        headers: Mapping[str, Any],
+        timeout: float,
+        settles: str | None = None,
+    ) -> PendingUpdate:
         deadline = time.monotonic() + checked_timeout(timeout)
-        own_id = request_id is None
         lines = self._lines()
         slot = lines.mailbox.open(None if request_id is None else checked_request_id(request_id), deadline)
         try:
             request = compose(
                 slot.request_id,
                 kwargs,
-                own_id=own_id,
+                own_id=slot.own_id,
                 timeout=timeout,
-                headers={contract.IF_REVISION: if_revision, contract.TRACEPARENT: traceparent},
+                headers=headers,
                 reply_to=self._reply_to,
+                settles=settles,
             )
             _send(lines, slot, request)
         except BaseException:
@@ -212,8 +247,8 @@ class ImageClient:
 def _send(lines: _Lines, slot: Slot, request: Outgoing) -> None:
     if not slot.confirmed(slot.deadline - time.monotonic()):
         why = lines.mailbox.trouble or "no answer"
-        raise OutcomeUnknown(f"the result store can't be reached: {why}", request_id=request.request_id)
+        raise OutcomeUnknown(f"the result store can't be reached: {why}", request_id=request.about)
     try:
         lines.outbox.send(request, slot.deadline)
     except NotSentError as error:
-        raise OutcomeUnknown(f"the broker can't be reached: {error}", request_id=request.request_id) from error
+        raise OutcomeUnknown(f"the broker can't be reached: {error}", request_id=request.about) from error

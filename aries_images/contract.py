@@ -15,6 +15,8 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 #: Name of the Celery task, and of the queue that requests wait in.
 TASK = "image.update"
 QUEUE = "image.update"
+#: The task that finds out what became of a request, on the same queue. Its only argument is `request_id`.
+SETTLE_TASK = "image.settle"
 #: The queue of reply events for callers who name none of their own.
 REPLY_QUEUE = "image.replies"
 #: A caller's own reply queues are called `image.replies.<caller>` or `image.replies.<caller>.<anything>`.

@@ -1,7 +1,6 @@
 """The transaction: a list of requests in, a list of replies out, applied as if one by one, committed together."""
 
 import logging
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +11,12 @@ from aries_images import contract
 from aries_images.contract import Detail, Refusal, Reply, UpdateRequest
 from tasks import rows
 from worker.database import Database, is_away, is_race
+from worker.task import pause_after
 
 logger = logging.getLogger(__name__)
 
-#: Seconds: the first pause before another attempt, and the longest.
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
+#: What a request that is settled comes to, unless the ledger knows it: from then on it can never be applied.
+FENCE = Refusal(contract.DEADLINE_EXCEEDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class Request:
     """One request that passed the door: to be applied, or to be refused with `asks` and remembered so."""
 
     id: str
+    #: None where the body could not be read, and where there is none: a request that is settled.
     digest: str | None
     caller: str
     asks: UpdateRequest | Refusal
@@ -32,44 +33,62 @@ class Request:
     revoked: bool = False
     if_revision: int | None = None
     traceparent: str | None = None
+    #: How often it was tried before, and the Unix time in seconds after which it is not tried again.
+    tries: int = 0
+    try_until: float = 0.0
+
+    @property
+    def image_id(self) -> int | None:
+        """The image that it is about, where that can be read."""
+        return self.asks.id if isinstance(self.asks, UpdateRequest) else None
 
 
-def apply_updates(requests: Sequence[Request], database: Database, patience: float) -> list[Reply]:
+def apply_updates(requests: Sequence[Request], database: Database) -> list[Reply | None]:
     """Apply `requests` in order, in one transaction; the replies are in the same order and committed.
 
-    A race with another transaction, or a database that is away, is tried again until the earliest deadline, or for
-    `patience` seconds. If the shared transaction fails in another way the requests are applied one by one, so that
-    one never costs another its answer; the one at fault is answered `InternalError`, and why is in the log alone.
+    None in place of a reply means: not now, try again. Another transaction got in the way, or the database is away.
+    A request whose time is up is answered `InternalError` instead. If the shared transaction fails in another way
+    the requests are applied one by one, so that one never costs another its answer; the one at fault is answered
+    `InternalError`, and why is in the log alone.
     """
-    give_up = time.monotonic() + patience
-    pause = _FIRST_PAUSE
-    while True:
-        try:
-            return _attempt(requests, database)
-        except Exception as error:  # noqa: BLE001  # whatever it is, each of them gets an answer
-            failure = error
-        if len(requests) > 1 and not is_away(failure):
-            return [reply for request in requests for reply in apply_updates([request], database, patience)]
-        passing = is_race(failure) or is_away(failure)
-        if not passing or time.monotonic() + pause > min(give_up, _earliest_deadline(requests)):
-            logger.error("cannot apply %s", ", ".join(request.id for request in requests), exc_info=failure)
-            return [_fault(request) for request in requests]
-        logger.warning("trying again: %s", type(getattr(failure, "orig", failure)).__name__)
-        time.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  # jitter, so that racers part
-        pause = min(pause * 2, _LONGEST_PAUSE)
+    try:
+        return [*_attempt(requests, database)]
+    except Exception as error:  # noqa: BLE001  # whatever it is, each of them gets an answer
+        failure = error
+    if len(requests) > 1 and not is_away(failure):
+        return _one_by_one(requests, database)
+    return [_undecided(request, failure) for request in requests]
 
 
-def _earliest_deadline(requests: Sequence[Request]) -> float:
-    """By the monotonic clock."""
-    deadlines = [request.deadline for request in requests if request.deadline is not None]
-    if not deadlines:
-        return float("inf")
-    return time.monotonic() + (min(deadlines) - datetime.now(UTC)).total_seconds()
+def _one_by_one(requests: Sequence[Request], database: Database) -> list[Reply | None]:
+    """One transaction each; no waiting a second time for a database that is away, or for a row that others hold."""
+    replies: list[Reply | None] = []
+    away: Exception | None = None
+    held: dict[int | None, Exception] = {}
+    for request in requests:
+        failure = away or held.get(request.image_id)
+        if failure is None:
+            try:
+                replies += _attempt([request], database)
+                continue
+            except Exception as error:  # noqa: BLE001  # as above
+                failure = error
+            if is_away(failure):
+                away = failure
+            elif is_race(failure) and request.image_id is not None:
+                held[request.image_id] = failure
+        replies.append(_undecided(request, failure))
+    return replies
 
 
-def _fault(request: Request) -> Reply:
-    image_id = request.asks.id if isinstance(request.asks, UpdateRequest) else None
-    return Reply.refused(request.id, request.digest, Refusal(contract.INTERNAL_ERROR), image_id)
+def _undecided(request: Request, failure: Exception) -> Reply | None:
+    """What becomes of a request that could not be decided: it is tried again, if that can help and there is time."""
+    passing = is_race(failure) or is_away(failure)
+    if passing and time.time() + pause_after(request.tries) < request.try_until:
+        logger.warning("%s is tried again: %s", request.id, type(getattr(failure, "orig", failure)).__name__)
+        return None
+    logger.error("cannot apply %s", request.id, exc_info=failure)
+    return Reply.refused(request.id, request.digest, Refusal(contract.INTERNAL_ERROR), request.image_id)
 
 
 def _attempt(requests: Sequence[Request], database: Database) -> list[Reply]:
@@ -88,6 +107,7 @@ class _Batch:
     def __init__(self, read: rows.Rows) -> None:
         self._images = images = dict(read.images)
         self._ledger = dict(read.ledger)
+        self._forgotten = read.applied
         # A locked row is known better than what a look-up by name says of it.
         self._holders = {name: id_ for name, id_ in read.holders.items() if id_ not in images}
         self._holders.update((image["name"], id_) for id_, image in images.items())
@@ -100,6 +120,8 @@ class _Batch:
         line = self._ledger.get(request.id)
         if line is not None:
             return _replay(request, line)
+        if request.id in self._forgotten:
+            return _forgotten(request, self._forgotten[request.id])
         reply = self._decide(request)
         line = {
             "request_id": request.id,
@@ -170,8 +192,20 @@ def _replay(request: Request, line: rows.Row) -> Reply:
     """The stored reply, to the byte; but never to another caller, and never to another body."""
     if line["caller"] != request.caller:
         return Reply.refused(request.id, request.digest, Refusal(contract.FORBIDDEN))
-    if line["digest"] != request.digest:
-        said = "this request id was used before, with another body"
-        reused = Refusal(contract.INVALID_PARAMETER, (Detail(None, "request_id_reused", said),))
-        return Reply.refused(request.id, request.digest, reused, stored=False)
+    is_fence = line["digest"] is None and line["code"] == FENCE.code.name
+    if request.asks is not FENCE and not is_fence and line["digest"] != request.digest:
+        return _used(request, "this request id was used before, with another body")
     return Reply(request.id, line["reply"], line["code"], stored=True, image_id=line["image_id"], replayed=True)
+
+
+def _forgotten(request: Request, change: rows.Row) -> Reply:
+    """The ledger was pruned of it, but what it changed is on record: it is not applied a second time."""
+    if change["caller"] != request.caller:
+        return Reply.refused(request.id, request.digest, Refusal(contract.FORBIDDEN))
+    made = f"revision {change['revision']} of image {change['image_id']}"
+    return _used(request, f"this request id was used before and made {made}; its reply is no longer kept")
+
+
+def _used(request: Request, said: str) -> Reply:
+    reused = Refusal(contract.INVALID_PARAMETER, (Detail(None, "request_id_reused", said),))
+    return Reply.refused(request.id, request.digest, reused, stored=False)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 import orjson
@@ -25,10 +26,15 @@ class Writes:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What a batch needs to know: its images, locked; the lines of its requests; who holds the names it asks for."""
+    """What a batch needs to know."""
 
+    #: Its images, locked.
     images: dict[int, Row]
+    #: The lines of its requests in the ledger.
     ledger: dict[str, Row]
+    #: What its requests have changed already: caller, image and revision. The ledger forgets, this does not.
+    applied: dict[str, Row]
+    #: Who holds the names that it asks for.
     holders: dict[str, int]
 
 
@@ -44,6 +50,7 @@ def read(connection: Connection, image_ids: set[int], request_ids: set[str], nam
     return Rows(
         images={row["id"]: row for row in _read_sqlite(connection, _IMAGES, image_ids)},
         ledger={row["request_id"]: row for row in _read_sqlite(connection, _LEDGER, request_ids)},
+        applied={row["request_id"]: row for row in _read_sqlite(connection, _APPLIED, request_ids)},
         holders={row["name"]: row["id"] for row in _read_sqlite(connection, _HOLDERS, names)},
     )
 
@@ -57,19 +64,22 @@ WITH locked AS MATERIALIZED (
 SELECT (SELECT json_agg(locked) FROM locked) AS images,
        (SELECT json_agg(line) FROM (SELECT request_id, digest, caller, reply, code, image_id
                                     FROM requests WHERE request_id = ANY(:request_ids)) AS line) AS ledger,
+       (SELECT json_agg(line) FROM (SELECT request_id, caller, image_id, revision
+                                    FROM image_revisions WHERE request_id = ANY(:request_ids)) AS line) AS applied,
        (SELECT json_object_agg(name, id) FROM images WHERE name = ANY(:names)) AS holders
-""").columns(images=JSON, ledger=JSON, holders=JSON)
+""").columns(images=JSON, ledger=JSON, applied=JSON, holders=JSON)
 
 
 def _read_postgresql(connection: Connection, image_ids: set[int], request_ids: set[str], names: set[str]) -> Rows:
     asked = {"image_ids": list(image_ids), "request_ids": list(request_ids), "names": list(names)}
-    images, ledger, holders = connection.execute(_READ_POSTGRESQL, asked).one()
+    images, ledger, applied, holders = connection.execute(_READ_POSTGRESQL, asked).one()
     for image in images or ():
         for moment in ("created_at", "updated_at"):
             image[moment] = datetime.fromisoformat(image[moment])
     return Rows(
         images={image["id"]: image for image in images or ()},
         ledger={line["request_id"]: line for line in ledger or ()},
+        applied={line["request_id"]: line for line in applied or ()},
         holders=holders or {},
     )
 
@@ -77,6 +87,9 @@ def _read_postgresql(connection: Connection, image_ids: set[int], request_ids: s
 _ASKED: BindParameter[Any] = bindparam("asked", expanding=True)
 _IMAGES = select(images).where(images.c.id.in_(_ASKED))
 _LEDGER = select(requests).where(requests.c.request_id.in_(_ASKED))
+_APPLIED = select(
+    image_revisions.c.request_id, image_revisions.c.caller, image_revisions.c.image_id, image_revisions.c.revision
+).where(image_revisions.c.request_id.in_(_ASKED))
 _HOLDERS = select(images.c.name, images.c.id).where(images.c.name.in_(_ASKED))
 
 
@@ -85,7 +98,12 @@ def _read_sqlite(connection: Connection, query: Select[Any], asked: set[Any]) ->
 
 
 def write(connection: Connection, writes: Writes) -> None:
-    """Write everything; the unique constraints have the last word."""
+    """Write everything; the unique constraints have the last word.
+
+    Lines of the ledger are entered in the order of their ids: two batches with the same requests in them wait for each
+    other, where in different orders they might do so for ever.
+    """
+    writes.answers.sort(key=itemgetter("request_id"))
     if writes.gave_name_away:
         _park_names(connection, writes.gave_name_away)
     if connection.dialect.name == "postgresql":

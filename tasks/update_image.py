@@ -1,6 +1,6 @@
 """The Celery task `image.update`: deliveries in, replies out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from celery import shared_task
 
@@ -9,20 +9,37 @@ from aries_images.contract import Detail, MalformedMessageError, Refusal, Reply,
 from tasks.apply_updates import Request, apply_updates
 from worker.task import Addressed, BatchTask, Delivery, queue_for
 
+FOREIGN_REPLY_QUEUE = Detail("reply_to", "reply_to_not_allowed", "reply_to names a queue that is not the caller's")
+
 
 @shared_task(name=contract.TASK, base=BatchTask, bind=True)  # type: ignore[untyped-decorator]
-def update_image(self: BatchTask, deliveries: Sequence[Delivery]) -> list[Addressed]:
+def update_image(self: BatchTask, deliveries: Sequence[Delivery]) -> list[Addressed | None]:
     """Answer a batch of requests to update an image's metadata, in order."""
-    read = [read_request(delivery) for delivery in deliveries]
-    requests = [request for request in read if isinstance(request, Request)]
-    replies = iter(apply_updates(requests, self.app.database, patience=self.app.settings.retry_seconds))
-    return [
-        Addressed(next(replies) if isinstance(outcome, Request) else outcome, queue_for(delivery))
-        for outcome, delivery in zip(read, deliveries, strict=True)
-    ]
+    return answer_all(self, deliveries, read_request)
 
 
-def read_request(delivery: Delivery) -> Request | Reply:
+def answer_all(
+    task: BatchTask, deliveries: Sequence[Delivery], read: Callable[[Delivery, float], Request | Reply]
+) -> list[Addressed | None]:
+    """An answer to each delivery, in order, or None for those that are to be tried again.
+
+    Args:
+        task: whose application knows the database and the settings.
+        deliveries: the batch.
+        read: what a delivery asks for, or a reply to one that the ledger must not see. Its second argument is how
+            many seconds a request without a deadline is tried for.
+    """
+    outcomes = [read(delivery, task.app.settings.retry_seconds) for delivery in deliveries]
+    requests = [outcome for outcome in outcomes if isinstance(outcome, Request)]
+    replies = iter(apply_updates(requests, task.app.database) if requests else ())
+    answers: list[Addressed | None] = []
+    for outcome, delivery in zip(outcomes, deliveries, strict=True):
+        reply = next(replies) if isinstance(outcome, Request) else outcome
+        answers.append(None if reply is None else Addressed(reply, queue_for(delivery)))
+    return answers
+
+
+def read_request(delivery: Delivery, patience: float) -> Request | Reply:
     """What a delivery asks for, or a reply to one that the ledger must not see."""
     digest = None
     asks: UpdateRequest | Refusal
@@ -47,6 +64,8 @@ def read_request(delivery: Delivery) -> Request | Reply:
         revoked=delivery.revoked,
         if_revision=delivery.headers.get(contract.IF_REVISION),
         traceparent=traceparent if contract.is_traceparent(traceparent) else None,
+        tries=delivery.tries,
+        try_until=delivery.try_until(patience),
     )
 
 
@@ -57,5 +76,5 @@ def _validate(delivery: Delivery) -> UpdateRequest | Refusal:
     if if_revision is not None and type(if_revision) is not int:
         details.append(Detail(contract.IF_REVISION, "wrong_type", "if_revision must be a JSON integer"))
     if contract.reply_queue(delivery.reply_to, contract.ANONYMOUS) is None:
-        details.append(Detail("reply_to", "reply_to_not_allowed", "reply_to names a queue that is not the caller's"))
+        details.append(FOREIGN_REPLY_QUEUE)
     return Refusal(contract.INVALID_PARAMETER, tuple(details)) if details else asks

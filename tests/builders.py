@@ -1,19 +1,22 @@
 """Valid images, requests and messages to start from, and what a database says after they went through."""
 
 import json
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from math import inf
 from typing import Any
 
 from sqlalchemy import DDL, Table, delete, insert, select
 
 from aries_images import contract
-from aries_images.contract import Refusal, UpdateRequest, digest_of, validate
+from aries_images.contract import Refusal, Reply, UpdateRequest, digest_of, validate
 from models import image_revisions, images, requests
-from tasks.apply_updates import Request
+from tasks.apply_updates import Request, apply_updates
 from worker.database import Database
+from worker.task import jitter, pause_after
 
 #: When every image of a test was made.
 MADE_AT = datetime(2024, 3, 20, 10, 30, tzinfo=UTC)
@@ -106,6 +109,26 @@ def again(request: Request, **fields: Any) -> Request:
 def nonsense(request_id: str = "") -> Request:
     """A request that could not be read."""
     return Request(request_id or str(uuid.uuid4()), None, contract.ANONYMOUS, contract.malformed("it is nonsense"))
+
+
+def decide(requests: Sequence[Request], database: Database, patience: float = 5.0) -> list[Reply]:
+    """Replies to all of `requests`, as a pool gets them: what could not be decided is tried again after a pause."""
+    now = time.time()
+    open_ = [
+        replace(each, try_until=min(now + patience, max(each.deadline.timestamp() if each.deadline else inf, now + 1)))
+        for each in requests
+    ]
+    replies: dict[int, Reply] = {}
+    numbers = list(range(len(open_)))
+    while True:
+        outcomes = apply_updates([open_[number] for number in numbers], database)
+        replies |= {number: reply for number, reply in zip(numbers, outcomes, strict=True) if reply}
+        numbers = [number for number in numbers if number not in replies]
+        if not numbers:
+            return [replies[number] for number in range(len(open_))]
+        time.sleep(pause_after(open_[numbers[0]].tries) * jitter())
+        for number in numbers:
+            open_[number] = replace(open_[number], tries=open_[number].tries + 1)
 
 
 # --- replies ---

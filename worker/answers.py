@@ -13,8 +13,7 @@ from celery.exceptions import Reject
 from kombu import Connection, Queue
 from redis import ConnectionPool
 from redis.client import Pipeline
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import RedisError
 
 from aries_images import contract
 from worker.task import Answer, BatchTask, Delivery, fault
@@ -81,7 +80,7 @@ class _Answering(RedisBackend):  # type: ignore[misc]  # Celery has no types
     def _send_or_give_back(self, answer: Answer) -> None:
         try:
             self.send_answers([answer])
-        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+        except (RedisError, OSError) as error:
             # The change is committed and the ledger has the reply: delivered again, the request is answered from it.
             logger.warning("cannot send the answer to %s, giving it back: %s", answer.reply.request_id, error)
             raise Reject(error, requeue=True) from error
@@ -109,7 +108,7 @@ class _Answering(RedisBackend):  # type: ignore[misc]  # Celery has no types
     def _add_results(self, pipe: Pipeline, answers: Sequence[Answer]) -> None:
         wanted = [answer for answer in answers if answer.delivery.wants_result]
         if wanted:
-            keys = [contract.RESULT_KEY_PREFIX + answer.reply.request_id for answer in wanted]
+            keys = [contract.RESULT_KEY_PREFIX + answer.delivery.request_id for answer in wanted]
             documents = [result_document(answer) for answer in wanted]
             stored = "".join("1" if answer.reply.stored else "0" for answer in wanted)
             pipe.eval(_STORE, len(keys), *keys, self.expires, stored, *documents)
@@ -195,7 +194,7 @@ def result_document(answer: Answer) -> str:
         extra["group_id"] = headers["group"]
     if headers.get("parent_id"):
         extra["parent_id"] = headers["parent_id"]
-    extra["task_id"] = reply.request_id
+    extra["task_id"] = answer.delivery.request_id
     status, result = "SUCCESS", reply.text
     if answer.failed:
         message = contract.INTERNAL_ERROR.message

@@ -11,17 +11,36 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 #: SQLSTATEs after which the same transaction may succeed: serialisation failure, deadlock, lock not available, and
 #: the unique violation that a race for one name or one request id ends in.
 _PASSING_STATES = frozenset({"40001", "40P01", "55P03", "23505"})
-#: The same for SQLite, by its extended code, or by the primary code in the low byte.
-_PASSING_CODES = frozenset(
-    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY}
-)
+#: The same for SQLite, by its extended code.
+_PASSING_CODES = frozenset({sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY})
 #: SQLSTATE classes of a server that is away, full, starting or stopping: connection exception, insufficient
 #: resources, operator intervention, system error.
 _AWAY_CLASSES = ("08", "53", "57", "58")
+#: The same for SQLite, by the primary code in the low byte: it has one lock for all, and the file's disk can be full,
+#: broken, read-only or not there.
+_AWAY_CODES = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CANTOPEN,
+    }
+)
 #: A server that takes no writes: a standby, in the middle of a fail-over.
 _READ_ONLY = "25006"
 #: No statement, lock or forgotten transaction holds anything for ever; what runs into one of these is tried again.
-_TIMEOUTS = "-c lock_timeout=5s -c statement_timeout=20s -c idle_in_transaction_session_timeout=30s"
+#: Other workers hold a row for milliseconds: one that is locked for longer must not hold up the rest of a batch.
+_TIMEOUTS = "-c lock_timeout=1s -c statement_timeout=10s -c idle_in_transaction_session_timeout=30s"
+#: Seconds after which a server that no longer answers on its connection is taken for gone.
+_CONNECTION = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,  # milliseconds
+}
 #: The planner takes a batch for a hundred rows whatever is in it, and would read a table of ten thousand from end to
 #: end for one of them. Everything here goes by an index, so one plan is right for every batch.
 _PLANS = "-c enable_seqscan=off -c plan_cache_mode=force_generic_plan"
@@ -32,8 +51,8 @@ _SQLITE_BUSY_SECONDS = 5.0
 class Database:
     """Connections to the database at `url`, opened when first needed."""
 
-    def __init__(self, url: str, connections: int = 5) -> None:
-        self.engine = _engine(url, connections)
+    def __init__(self, url: str) -> None:
+        self.engine = _engine(url)
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -50,7 +69,7 @@ class Database:
         self.engine.dispose()
 
 
-def _engine(url: str, connections: int) -> Engine:
+def _engine(url: str) -> Engine:
     if make_url(url).get_backend_name() == "sqlite":
         engine = create_engine(url, hide_parameters=True, connect_args={"timeout": _SQLITE_BUSY_SECONDS})
         event.listen(engine, "connect", _prepare_sqlite)
@@ -59,11 +78,10 @@ def _engine(url: str, connections: int) -> Engine:
     return create_engine(
         make_url(url).set(drivername="postgresql+psycopg"),
         hide_parameters=True,  # they are what callers sent, and an error's text ends in the log
-        pool_size=connections,
-        max_overflow=0,
+        pool_size=0,  # no limit but the number of threads that use one each, which is --concurrency
         pool_pre_ping=False,
         isolation_level="READ COMMITTED",
-        connect_args={"connect_timeout": 5, "application_name": "aries-images", "options": f"{_TIMEOUTS} {_PLANS}"},
+        connect_args={**_CONNECTION, "application_name": "aries-images", "options": f"{_TIMEOUTS} {_PLANS}"},
     )
 
 
@@ -85,14 +103,15 @@ def is_race(error: BaseException) -> bool:
     """Whether another transaction got in the way, so that the same work may succeed if it is done again."""
     if not isinstance(error, DBAPIError):
         return False
-    code = getattr(error.orig, "sqlite_errorcode", 0)
-    return _state(error) in _PASSING_STATES or code in _PASSING_CODES or code & 0xFF in _PASSING_CODES
+    return _state(error) in _PASSING_STATES or getattr(error.orig, "sqlite_errorcode", 0) in _PASSING_CODES
 
 
 def is_away(error: BaseException) -> bool:
     """Whether the database could not be asked, or did not live to say how it went."""
-    if not isinstance(error, DBAPIError) or isinstance(error.orig, sqlite3.Error):
+    if not isinstance(error, DBAPIError):
         return False
+    if isinstance(error.orig, sqlite3.Error):
+        return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in _AWAY_CODES
     if error.connection_invalidated:
         return True
     state = _state(error)

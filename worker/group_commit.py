@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from billiard.einfo import ExceptionInfo
@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 
 from aries_images import contract
 from aries_images.errors import InternalError
-from worker.task import REVOKED, Answer, BatchTask, Delivery
+from worker.task import REVOKED, Answer, BatchTask, Delivery, jitter, pause_after
 
 logger = get_logger(__name__)
 
@@ -47,7 +47,8 @@ class Job:
     arguments: tuple[Any, ...]
     accepted: Callable[[int, float], None]
     finished: Callable[[tuple[int, Any, float]], None]
-    started_at: float = field(default=0.0)
+    #: How often it was tried and could not be decided.
+    tries: int = 0
 
     @property
     def request(self) -> dict[str, Any]:
@@ -59,17 +60,26 @@ class Job:
         """A batch that runs can't be stopped; its transaction takes milliseconds."""
 
 
+#: The requests of a batch that have an answer.
+Decided = list[tuple[Job, Answer]]
+
+
 class Pool(BasePool):  # type: ignore[misc]  # Celery has no types
     """Runs the requests of each `BatchTask` together, as many as are waiting, and all other tasks one by one.
 
     A batch is never waited for: it is what has come while the one before it ran, 1 to `batch_max`. `--concurrency`
-    is the number of batches under way.
+    is the number of batches under way. What could not be decided, because the database is away or a row is locked,
+    is tried again after a pause by a thread of its own, so that nothing else waits for it.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._waiting: deque[Job] = deque()
-        self._arrived = threading.Condition()
+        self._undecided: deque[Job] = deque()
+        self._lock = threading.Lock()
+        #: Somebody put something into `_waiting`, or `_undecided`; or the pool closes.
+        self._arrived = threading.Condition(self._lock)
+        self._postponed = threading.Condition(self._lock)
         self._reports: deque[Callable[[], None]] = deque()
         self._threads: list[threading.Thread] = []
         self._closing = False
@@ -87,10 +97,14 @@ class Pool(BasePool):  # type: ignore[misc]  # Celery has no types
     def on_start(self) -> None:
         """Start the batch threads."""
         sys.setswitchinterval(_SWITCH_SECONDS)
-        for number in range(self.limit):
-            thread = threading.Thread(target=self._run, name=f"batch-{number}", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, args=(self._waiting, self._arrived), name=f"batch-{number}", daemon=True)
+            for number in range(self.limit)
+        ]
+        again = (self._undecided, self._postponed, self._pause)
+        self._threads.append(threading.Thread(target=self._run, args=again, name="again", daemon=True))
+        for thread in self._threads:
             thread.start()
-            self._threads.append(thread)
 
     def register_with_event_loop(self, loop: Any) -> None:
         """Have Celery's callbacks run in its loop.
@@ -127,12 +141,20 @@ class Pool(BasePool):  # type: ignore[misc]  # Celery has no types
             self._arrived.notify()
         return job
 
+    def try_again(self, jobs: Sequence[Job]) -> None:
+        """Take back what could not be decided; it is tried again after a pause."""
+        with self._postponed:
+            self._undecided += jobs
+            self._postponed.notify()
+
     def on_close(self) -> None:
         """The worker is leaving: what is under way is finished and reported, what waits goes back to the queue."""
-        with self._arrived:
+        with self._lock:
             self._closing = True
             self._waiting.clear()
+            self._undecided.clear()
             self._arrived.notify_all()
+            self._postponed.notify_all()
         deadline = time.monotonic() + _LEAVE_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -146,12 +168,13 @@ class Pool(BasePool):  # type: ignore[misc]  # Celery has no types
         self.on_close()
 
     def _get_info(self) -> dict[str, Any]:
-        return {**super()._get_info(), "batch-max": self.app.settings.batch_max, "waiting": len(self._waiting)}
+        counts = {"waiting": len(self._waiting), "undecided": len(self._undecided)}
+        return {**super()._get_info(), "batch-max": self.app.settings.batch_max, **counts}
 
     # --- the batch threads ---
 
-    def _run(self) -> None:
-        while batch := self._next_batch():
+    def _run(self, jobs: deque[Job], filled: threading.Condition, pause: Callable[[], None] | None = None) -> None:
+        while batch := self._next_batch(jobs, filled, pause):
             self._run_batch(batch)
 
     def _run_batch(self, batch: list[Job]) -> None:
@@ -170,21 +193,28 @@ class Pool(BasePool):  # type: ignore[misc]  # Celery has no types
                 logger.critical("a request broke off and goes back to the queue", exc_info=True)
                 self.report(functools.partial(_give_back, batch[0]))
 
-    def _next_batch(self) -> list[Job]:
-        """The requests that wait, up to a full batch of one task; empty when the pool closes."""
-        with self._arrived:
-            while not self._waiting and not self._closing:
-                self._arrived.wait()
+    def _next_batch(self, jobs: deque[Job], filled: threading.Condition, pause: Callable[[], None] | None) -> list[Job]:
+        """What there is in `jobs`, up to a full batch of one task; empty when the pool closes."""
+        with self._lock:
+            filled.wait_for(lambda: jobs or self._closing)
+            if pause:
+                pause()
             batch: list[Job] = []
-            while self._waiting and not self._closing and len(batch) < self.app.settings.batch_max:
-                name = self._waiting[0].arguments[0]
+            while jobs and not self._closing and len(batch) < self.app.settings.batch_max:
+                name = jobs[0].arguments[0]
                 alone = not isinstance(self.app.tasks[name], BatchTask)
                 if batch and (alone or name != batch[0].arguments[0]):
                     break
-                batch.append(self._waiting.popleft())
+                batch.append(jobs.popleft())
                 if alone:
                     break
             return batch
+
+    def _pause(self) -> None:
+        """Wait until the first of the undecided is due; the others are tried along with it."""
+        if self._undecided:
+            due = min(pause_after(job.tries - 1) for job in self._undecided) * jitter()
+            self._postponed.wait_for(lambda: self._closing, due)
 
     def _run_alone(self, job: Job) -> None:
         started_at = time.monotonic()
@@ -218,18 +248,26 @@ class _Batch:
         self._started_at = time.monotonic()
 
     def run(self) -> None:
-        # Not urgent: waking the loop now would take the interpreter away from this batch, which is done in no time.
-        self._pool.report(self._report_accepted, urgent=False)
         for job in self._jobs:
             if job.request["id"] in state.revoked:  # since it was handed to the pool
                 job.request[REVOKED] = True
-        deliveries = [Delivery.of(job.request, job.request["args"], job.request["kwargs"]) for job in self._jobs]
-        self._signal_all(signals.task_prerun, deliveries)
-        answers = self._task.answers(deliveries)
-        if not self._send(answers):
+        deliveries = [
+            Delivery.of(job.request, job.request["args"], job.request["kwargs"], job.tries) for job in self._jobs
+        ]
+        if self._jobs[0].tries == 0:
+            # Not urgent: waking the loop now would take the interpreter away from this batch, which is done in no time.
+            self._pool.report(self._report_accepted, urgent=False)
+            self._signal_all(signals.task_prerun, deliveries)
+        outcomes = list(zip(self._jobs, self._task.answers(deliveries), strict=True))
+        decided = [(job, answer) for job, answer in outcomes if answer]
+        if decided and not self._send([answer for _, answer in decided]):
             return  # not acknowledged: delivered again, and answered from the ledger
-        self._signal_outcomes(answers)
-        self._pool.report(lambda: self._report_finished(answers))
+        self._signal_outcomes(decided)
+        self._pool.report(lambda: self._report_finished(decided))
+        if undecided := [job for job, answer in outcomes if not answer]:
+            for job in undecided:
+                job.tries += 1
+            self._pool.try_again(undecided)
 
     def _send(self, answers: list[Answer]) -> bool:
         """Send the answers, however long Redis is away; the leases are kept, and no more than a window is held."""
@@ -250,9 +288,9 @@ class _Batch:
         for job in self._jobs:
             job.accepted(self._pool._pid, self._started_at)  # noqa: SLF001
 
-    def _report_finished(self, answers: list[Answer]) -> None:
+    def _report_finished(self, decided: Decided) -> None:
         runtime = time.monotonic() - self._started_at
-        for job, answer in zip(self._jobs, answers, strict=True):
+        for job, answer in decided:
             if answer.failed:
                 job.finished((1, _failure(answer), runtime))
             else:
@@ -265,8 +303,8 @@ class _Batch:
             for job, delivery in zip(self._jobs, deliveries, strict=True):
                 self._signal(signal, job, task_id=delivery.request_id, task=self._task)
 
-    def _signal_outcomes(self, answers: list[Answer]) -> None:
-        for job, answer in zip(self._jobs, answers, strict=True):
+    def _signal_outcomes(self, decided: Decided) -> None:
+        for job, answer in decided:
             failure = _failure(answer) if answer.failed else None
             if failure is None and signals.task_success.receivers:
                 self._signal(signals.task_success, job, result=answer.reply.document)

@@ -1,10 +1,11 @@
 """Tasks that answer many requests at once: what they are given, and what they give back."""
 
 import logging
+import random
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Self
 
@@ -20,6 +21,9 @@ logger = logging.getLogger(__name__)
 MALFORMED = "malformed"
 REVOKED = "revoked"
 RECEIVED_AT = "received_at"
+
+#: Seconds: the first pause before another try, and the longest.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +49,11 @@ class Delivery:
     worker: str = ""
     #: When it came out of the queue: Unix time, seconds.
     received_at: float = 0.0
+    #: How often this delivery was tried before, and is to be tried again.
+    tries: int = 0
 
     @classmethod
-    def of(cls, request: dict[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Self:
+    def of(cls, request: dict[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any], tries: int = 0) -> Self:
         """From Celery's request: message headers and what the worker added to them, in one mapping."""
         delivery_info = request.get("delivery_info") or {}
         headers = request | request["headers"] if request.get("headers") else request  # eager calls keep them apart
@@ -65,6 +71,7 @@ class Delivery:
             wants_result=not request.get("ignore_result"),
             worker=request.get("hostname") or "",
             received_at=headers.get(RECEIVED_AT) or time.time(),
+            tries=tries,
         )
 
     @property
@@ -74,6 +81,24 @@ class Delivery:
         if isinstance(sent_at, int | float) and 0 < sent_at < self.received_at:  # NaN is neither
             return float(sent_at)
         return self.received_at
+
+    def try_until(self, patience: float) -> float:
+        """Unix time in seconds until which it is tried: its deadline, at most `patience` seconds, at least one.
+
+        A race is over in milliseconds, and what is past its deadline is to be entered in the ledger as that.
+        """
+        end = self.received_at + patience
+        return end if self.deadline is None else min(end, max(self.deadline.timestamp(), self.received_at + 1))
+
+
+def pause_after(tries: int) -> float:
+    """Seconds to wait, at most, before a delivery that was tried `tries` times before is tried again."""
+    return min(_FIRST_PAUSE * 2.0 ** min(tries, 10), _LONGEST_PAUSE)
+
+
+def jitter() -> float:
+    """What to multiply a pause with, so that those who got in each other's way part."""
+    return random.uniform(0.5, 1.0)  # noqa: S311  # no secret
 
 
 def read_deadline(expires: Any) -> datetime | None:
@@ -150,8 +175,11 @@ class BatchTask(Task):  # type: ignore[misc]  # Celery has no types
     Strategy = "worker.strategy:strategy"
     Request = "worker.request:Request"
 
-    def run(self, deliveries: Sequence[Delivery]) -> Sequence[Addressed]:
-        """Answer each of `deliveries`, in order. The function that the task is made from takes this place."""
+    def run(self, deliveries: Sequence[Delivery]) -> Sequence[Addressed | None]:
+        """Answer each of `deliveries`, in order, or say None of one that is to be tried again after a pause.
+
+        The function that the task is made from takes this place.
+        """
         raise NotImplementedError
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -161,16 +189,20 @@ class BatchTask(Task):  # type: ignore[misc]  # Celery has no types
             InternalError: the fault is ours; the log says more.
         """
         request = self.request
-        [answer] = self.answers([Delivery.of(dict(vars(request)), args, kwargs)])
+        delivery = Delivery.of(dict(vars(request)), args, kwargs)
+        while (answer := self.answers([delivery])[0]) is None:
+            time.sleep(pause_after(delivery.tries) * jitter())
+            delivery = replace(delivery, tries=delivery.tries + 1)
         if not request.is_eager and not request.called_directly:
             request.answer = answer  # for the result backend, which stores and publishes it
         if answer.failed:
             raise InternalError(contract.INTERNAL_ERROR.message, request_id=answer.reply.request_id)
         return answer.reply.document
 
-    def answers(self, deliveries: Sequence[Delivery]) -> list[Answer]:
-        """An answer to each of `deliveries`, whatever happens."""
+    def answers(self, deliveries: Sequence[Delivery]) -> list[Answer | None]:
+        """An answer to each of `deliveries`, whatever happens, but for those that are to be tried again."""
         begun_at = time.time()
+        addressed: Sequence[Addressed | None]
         try:
             addressed = self.run(deliveries)
         except Exception:
@@ -178,11 +210,11 @@ class BatchTask(Task):  # type: ignore[misc]  # Celery has no types
             addressed = [fault(delivery) for delivery in deliveries]
         committed_at = time.time()
         answers = [
-            Answer(reply, queue, delivery, begun_at, committed_at)
-            for (reply, queue), delivery in zip(addressed, deliveries, strict=True)
+            there and Answer(there.reply, there.queue, delivery, begun_at, committed_at)
+            for there, delivery in zip(addressed, deliveries, strict=True)
         ]
         if logger.isEnabledFor(logging.INFO):
-            for answer in answers:
+            for answer in filter(None, answers):
                 logger.info("%s answered", self.name, extra=answer.summary)
         return answers
 

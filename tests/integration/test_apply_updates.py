@@ -9,13 +9,14 @@ import pytest
 
 from aries_images import contract
 from aries_images.contract import Reply
-from tasks.apply_updates import Request, apply_updates
+from tasks.apply_updates import Request
 from tests.builders import (
     MADE_AT,
     SEED_BODY,
     a_request,
     again,
     an_image,
+    decide,
     ledger,
     load,
     nonsense,
@@ -37,7 +38,7 @@ def database(shared_database: Database) -> Database:
 
 
 def answer(database: Database, request: Request) -> Reply:
-    [reply] = apply_updates([request], database, patience=5.0)
+    [reply] = decide([request], database)
     return reply
 
 
@@ -331,5 +332,5 @@ def test_a_refusal_that_names_anything_can_be_stored(database: Database, name: s
 
 
 def test_nothing_asked_is_nothing_answered(database: Database) -> None:
-    assert apply_updates([], database, patience=1.0) == []
+    assert decide([], database, 1.0) == []
     assert stored_image(database, 1)["updated_at"] == MADE_AT

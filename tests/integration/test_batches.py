@@ -16,7 +16,7 @@ from aries_images import contract
 from aries_images.contract import Reply
 from models import image_revisions, images, requests
 from models.migrations import upgrade
-from tasks.apply_updates import Request, apply_updates
+from tasks.apply_updates import Request
 from tests.builders import (
     MADE_AT,
     a_request,
@@ -24,6 +24,7 @@ from tests.builders import (
     all_rows,
     an_image,
     clear,
+    decide,
     heal,
     ledger,
     load,
@@ -65,7 +66,7 @@ def one_transaction(database: Database) -> Iterator[None]:
 
 def answer_all(database: Database, *batch: Request) -> list[Reply]:
     with one_transaction(database):
-        return apply_updates(batch, database, patience=5.0)
+        return decide(batch, database, 5.0)
 
 
 def codes(replies: list[Reply]) -> list[str | None]:
@@ -186,7 +187,7 @@ def test_a_request_that_fails_costs_no_other_its_answer(database: Database) -> N
     poison(database)
     bad = a_request(2, name="poison")
     batch = [a_request(1, description="x"), bad, a_request(2, description="y"), a_request(9), a_request(3, name="z")]
-    replies = apply_updates(batch, database, patience=5.0)
+    replies = decide(batch, database, 5.0)
     assert codes(replies) == [None, "InternalError", None, "ImageNotFound", None]
     assert [reply.request_id for reply in replies] == [request.id for request in batch]
     assert names(database) == ["a", "b", "z", "d"]
@@ -278,7 +279,7 @@ def test_a_batch_does_what_its_requests_do_one_by_one(database: Database, oracle
         reset(oracle)
         for batch in batches:
             together = answer_all(database, *batch)
-            alone = [apply_updates([request], oracle, patience=5.0)[0] for request in batch]
+            alone = [decide([request], oracle, 5.0)[0] for request in batch]
             assert [visible(reply) for reply in together] == [visible(reply) for reply in alone]
             assert remains(database) == remains(oracle)
 

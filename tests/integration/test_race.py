@@ -39,7 +39,7 @@ def service(broker_url: str, result_url: str, database_url: str) -> Iterator[Ser
 
 def rename_until(service: Service, end: float, seed: int) -> list[Told]:
     """What one caller is told; anything but an image or a taken name is an error."""
-    chance, told = random.Random(seed), []  # noqa: S311  # no secret
+    chance, told = random.Random(seed), []  # no secret
     while time.monotonic() < end:
         request_id, name = f"{seed}-{len(told)}", chance.choice(NAMES)
         try:

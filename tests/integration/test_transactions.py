@@ -13,11 +13,12 @@ import pytest
 from sqlalchemy import event
 
 from aries_images.contract import Reply
-from tasks.apply_updates import Request, apply_updates
+from tasks.apply_updates import Request
 from tests.builders import (
     SECRET,
     a_request,
     an_image,
+    decide,
     heal,
     ledger,
     load,
@@ -34,7 +35,7 @@ THREADS = 8
 
 
 def opened(url: str) -> Database:
-    database = Database(url, connections=THREADS)
+    database = Database(url)
     load(database, *(an_image(number) for number in range(1, THREADS + 1)))
     return database
 
@@ -54,7 +55,7 @@ def on_postgresql(postgresql_url: str) -> Iterator[Database]:
 
 
 def answer(database: Database, request: Request, patience: float = 10.0) -> Reply:
-    [reply] = apply_updates([request], database, patience)
+    [reply] = decide([request], database, patience)
     return reply
 
 
@@ -64,7 +65,7 @@ def all_at_once(database: Database, batches: Sequence[Sequence[Request]]) -> lis
 
     def run(batch: Sequence[Request]) -> list[Reply]:
         gate.wait()
-        return apply_updates(batch, database, patience=20.0)
+        return decide(batch, database, 20.0)
 
     with ThreadPoolExecutor(len(batches)) as threads:
         return [reply for replies in threads.map(run, batches) for reply in replies]
@@ -162,7 +163,7 @@ def test_after_a_deadlock_it_is_done_again(on_postgresql: Database, size: int) -
     batch = [a_request(1, name="wanted"), a_request(2, description="x")][:size]
     with another(on_postgresql) as other, ThreadPoolExecutor(1) as thread:
         other.execute("UPDATE images SET name = 'wanted' WHERE id = 2")
-        replies = thread.submit(apply_updates, batch, on_postgresql, 10.0)
+        replies = thread.submit(decide, batch, on_postgresql, 10.0)
         until(lambda: waits(on_postgresql))
         other.execute("UPDATE images SET description = 'other' WHERE id = 1")  # until the deadlock is found
         other.commit()
@@ -209,7 +210,7 @@ def test_patience_ends(on_postgresql: Database, size: int) -> None:
     fail_with(on_postgresql, "40001", times=1_000_000)
     batch = [a_request(number, description="x") for number in range(1, size + 1)]
     started = time.monotonic()
-    replies = apply_updates(batch, on_postgresql, patience=0.3)
+    replies = decide(batch, on_postgresql, 0.3)
     assert 0.1 < time.monotonic() - started < 2
     assert [reply.code for reply in replies] == ["InternalError", None, None][:size]
 
@@ -218,7 +219,7 @@ def test_patience_ends_with_the_deadline(on_postgresql: Database) -> None:
     fail_with(on_postgresql, "40001", times=1_000_000)
     request = replace(a_request(1, description="x"), deadline=datetime.now(UTC) + timedelta(seconds=0.3))
     started = time.monotonic()
-    assert answer(on_postgresql, request, patience=30).code in {"InternalError", "DeadlineExceeded"}
+    assert answer(on_postgresql, request, 30).code in {"InternalError", "DeadlineExceeded"}
     assert time.monotonic() - started < 2
 
 
@@ -272,7 +273,7 @@ def test_a_fault_is_answered_and_not_stored(database: Database, caplog: pytest.L
 
 def test_without_a_table_every_request_of_a_batch_is_answered(database: Database) -> None:
     run_ddl(database, "ALTER TABLE requests RENAME TO gone")
-    replies = apply_updates([a_request(1), a_request(9), a_request(2, name=" x")], database, patience=5.0)
+    replies = decide([a_request(1), a_request(9), a_request(2, name=" x")], database, 5.0)
     assert codes(replies) == ["InternalError"] * 3
 
 
@@ -287,5 +288,5 @@ def test_a_fault_says_nothing_of_its_cause(database: Database, caplog: pytest.Lo
 
 def test_a_database_that_is_not_there_is_a_fault() -> None:
     database = Database("postgresql://postgres@127.0.0.1:1/none")
-    assert answer(database, a_request(1), patience=0.2).code == "InternalError"
+    assert answer(database, a_request(1), 0.2).code == "InternalError"
     database.close()

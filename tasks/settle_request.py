@@ -1,0 +1,55 @@
+"""The Celery task `image.settle`: what became of a request, once and for all."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from celery import shared_task
+
+from aries_images import contract
+from aries_images.contract import Detail, Refusal, Reply
+from tasks.apply_updates import FENCE, Request
+from tasks.update_image import FOREIGN_REPLY_QUEUE, answer_all
+from worker.task import Addressed, BatchTask, Delivery
+
+
+@shared_task(name=contract.SETTLE_TASK, base=BatchTask, bind=True)  # type: ignore[untyped-decorator]
+def settle_request(self: BatchTask, deliveries: Sequence[Delivery]) -> list[Addressed | None]:
+    """Answer each with the reply that the ledger has for the request it names, or fence that request off.
+
+    What is fenced off is in the ledger as `DeadlineExceeded`, so that it can never be applied, wherever it may still
+    be. The deadline of the asking message itself is of no account: to fence late is as safe as to fence in time.
+    """
+    return answer_all(self, deliveries, read_settlement)
+
+
+def read_settlement(delivery: Delivery, patience: float) -> Request | Reply:
+    """The request to be settled, or a refusal of a message that does not name one."""
+    if delivery.malformed is not None:
+        return _refused(delivery, contract.malformed(delivery.malformed))
+    request_id, details = _read_id(delivery.kwargs), []
+    if delivery.args or request_id is None:
+        why = f"a settlement has one argument, request_id, and {contract.REQUEST_ID_RULE}"
+        details.append(Detail("request_id", "malformed_message", why))
+    if contract.reply_queue(delivery.reply_to, contract.ANONYMOUS) is None:
+        details.append(FOREIGN_REPLY_QUEUE)
+    if details or request_id is None:
+        return _refused(delivery, Refusal(contract.INVALID_PARAMETER, tuple(details)))
+    return Request(
+        id=request_id,
+        digest=None,
+        caller=contract.ANONYMOUS,
+        asks=FENCE,
+        tries=delivery.tries,
+        try_until=delivery.received_at + patience,
+    )
+
+
+def _read_id(kwargs: Any) -> str | None:
+    match kwargs:
+        case {"request_id": str(request_id), **others} if not others and contract.is_request_id(request_id):
+            return request_id
+    return None
+
+
+def _refused(delivery: Delivery, refusal: Refusal) -> Reply:
+    return Reply.refused(delivery.request_id, None, refusal, stored=False)
