@@ -6,7 +6,7 @@ SETTINGS = load_settings()
 
 broker_url = SETTINGS.broker_url
 result_backend = SETTINGS.result_url
-include = ["tasks.update_image", "tasks.settle_request"]
+include = ["tasks.update_image", "tasks.settle_request", "tasks.prune_ledger"]
 
 # One queue, named like the task. A direct queue without an exchange of its own: nothing to lose on the way into it.
 task_default_queue = "image.update"
@@ -56,6 +56,8 @@ broker_connection_max_retries = None
 broker_channel_error_retry = True
 broker_transport_options = {
     "lease_seconds": SETTINGS.lease_seconds,
+    "dead_letters_max": SETTINGS.dead_letters_max,
+    "dead_letters_warn": SETTINGS.dead_letters_warn,
     # `send_task("image.update", …)` of a stock caller who names no queue: taken from Celery's default list, which may
     # be another application's, so nothing else is.
     "strays_list": "celery",

@@ -6,7 +6,7 @@ from operator import itemgetter
 from typing import Any
 
 import orjson
-from sqlalchemy import JSON, BindParameter, Connection, Select, bindparam, insert, select, text, update
+from sqlalchemy import JSON, BindParameter, Connection, Select, bindparam, delete, insert, select, text, update
 
 from models import image_revisions, images, requests
 
@@ -165,3 +165,18 @@ def _write_sqlite(connection: Connection, writes: Writes) -> None:
         connection.execute(insert(image_revisions), writes.revisions)
     if writes.answers:
         connection.execute(insert(requests), writes.answers)
+
+
+_OLD = (
+    select(requests.c.request_id)
+    .where(requests.c.answered_at < bindparam("before"))
+    .order_by(requests.c.answered_at)
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True)
+)
+_FORGET = delete(requests).where(requests.c.request_id.in_(_OLD))
+
+
+def forget(connection: Connection, before: datetime, most: int) -> int:
+    """Take the oldest lines out of the ledger that were answered before a moment, `most` at once; how many."""
+    return connection.execute(_FORGET, {"before": before, "most": most}).rowcount

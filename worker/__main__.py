@@ -4,9 +4,11 @@ import sys
 
 import click
 
+from worker.commands.dead import dead
 from worker.commands.images import images
 from worker.commands.import_images import import_images
 from worker.commands.migrate import migrate
+from worker.commands.prune import prune
 from worker.commands.up import up
 from worker.database import is_away
 
@@ -16,7 +18,7 @@ def commands() -> None:
     """Run and look after the image worker. Settings are environment variables that begin with ARIES_."""
 
 
-for command in (up, migrate, import_images, images):
+for command in (up, migrate, import_images, images, dead, prune):
     commands.add_command(command)
 
 

@@ -87,6 +87,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
     QoS = QoS
     lease_seconds = 30.0
     dead_letters_max = 10_000
+    dead_letters_warn = 100
     #: Where a stock caller's request lands who names no queue, the task it names, and the queue it is meant for.
     strays_list = "celery"
     strays_task = strays_queue = ""
@@ -95,6 +96,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
         *kombu_redis.Channel.from_transport_options,
         "lease_seconds",
         "dead_letters_max",
+        "dead_letters_warn",
         "strays_list",
         "strays_task",
         "strays_queue",
@@ -230,7 +232,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
         """Put a message with the dead letters, to the byte, and end its lease: both or neither."""
         logger.error("a message is put with the dead letters: %s", reason.replace("_", " "))
         with self.conn_or_acquire() as client:
-            self._leases.bury(client, self._keys, tag, reason, self.dead_letters_max)
+            there = self._leases.bury(client, self._keys, tag, reason, self.dead_letters_max)
+        if there >= self.dead_letters_warn:
+            room = self.dead_letters_max - there
+            logger.warning("%d dead letters wait for somebody to look at them; the oldest go in %d more", there, room)
 
     # --- remote control ---
 

@@ -30,6 +30,11 @@ def deliveries(entry: bytes) -> int:
     return int(counted[1]) if counted else 1
 
 
+def uncounted(entry: bytes) -> bytes:
+    """The message in an entry as its sender wrote it, without the count of its deliveries."""
+    return _COUNTED.sub(b"{", entry, count=1)
+
+
 #: Keys: the lists, the list of strays, then leases and ends. Arguments: how many at most, milliseconds, prefix of the
 #: tags, the task whose messages are taken from the strays. Returns the number of the list, the tag and the entry of
 #: each, flat. The strays are Celery's own default list, where a stock caller's request lands who names no queue: it may
@@ -98,6 +103,9 @@ end
 
 _TEND = f"""
 {_END}
+-- Changes nothing; but a server that is out of memory refuses a script at the first write that may need some, which
+-- would be the ZADD below, and never one that has written already. Leases must not run out over that.
+redis.call('ZREM', KEYS[2], '')
 local now = redis.call('TIME')
 local milliseconds = now[1] * 1000 + math.floor(now[2] / 1000)
 for i = 2, #ARGV do redis.call('ZADD', KEYS[2], 'XX', milliseconds + ARGV[1], ARGV[i]) end
@@ -118,6 +126,7 @@ local list, entry = end_lease(ARGV[1])
 if list then
   redis.call('XADD', KEYS[3], 'MAXLEN', ARGV[3], '*', 'reason', ARGV[2], 'list', list, 'entry', entry)
 end
+return redis.call('XLEN', KEYS[3])
 """
 
 
@@ -176,8 +185,9 @@ class Leases:
         if tags:
             client.eval(_GIVE_BACK, 2, keys.leases, keys.ends, str(int(failed)), *tags)
 
-    def bury(self, client: Redis, keys: Keys, tag: str, reason: str, most: int) -> None:
-        """Put a message with the dead letters, to the byte, of which the newest `most` are kept."""
+    def bury(self, client: Redis, keys: Keys, tag: str, reason: str, most: int) -> int:
+        """Put a message with the dead letters, to the byte, of which the newest `most` are kept; how many there are."""
         with self._lock:
             self._held.discard(tag)
-        client.eval(_BURY, 3, *keys, tag, reason, str(most))
+        there: Any = client.eval(_BURY, 3, *keys, tag, reason, str(most))
+        return int(there)

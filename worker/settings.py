@@ -59,6 +59,11 @@ class Settings(BaseSettings):
     retry_seconds: float = Field(30.0, ge=0)
     #: Seconds after which a message that a dead worker held is given to another.
     lease_seconds: float = Field(30.0, ge=2)
+    #: Dead letters that are kept, the newest; and from which number on each new one is warned about.
+    dead_letters_max: int = Field(10_000, ge=1)
+    dead_letters_warn: int = Field(100, ge=1)
+    #: Days that the reply to a request is kept for whoever sends or settles it again.
+    ledger_days: float = Field(7.0, gt=0)
 
 
 def load_settings() -> Settings:

@@ -105,6 +105,30 @@ def test_a_request_alone_does_not_wait_for_others(town: Site) -> None:
     assert sorted(took)[5] < 0.2
 
 
+def test_a_row_that_is_locked_holds_up_nobody_else(town: Site) -> None:
+    stuck = [send(town, 71, description=str(number)) for number in range(3)]
+    with town.locked(71):
+        held = [send(town, 71, description=f"held {number}") for number in range(3)]
+        until(lambda: all(town.holds(one) for one in held))
+        for number in range(5):
+            free = send(town, 72, description=str(number))
+            assert town.code(free, seconds=5) == "OK"
+        assert all(town.holds(one) for one in held)
+    assert [town.code(one) for one in stuck + held] == ["OK"] * 6
+    assert all(town.event(one).headers["attempt"] == 1 for one in held)
+
+
+def test_each_is_given_up_at_its_own_deadline(town: Site) -> None:
+    began = datetime.now(UTC)
+    with town.locked(73):
+        soon = send(town, 73, description="soon", expires=began + timedelta(seconds=3))
+        later = send(town, 73, description="later", expires=began + timedelta(seconds=30))
+        assert town.code(soon) == "InternalError"
+        assert 1 < (datetime.now(UTC) - began).total_seconds() < 5
+        assert town.holds(later)
+    assert town.code(later) == "OK"
+
+
 def test_a_task_of_another_runs_beside(town: Site) -> None:
     with town.locked(73):
         waits = send(town, 73, description="waits")

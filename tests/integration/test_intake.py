@@ -13,7 +13,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import pytest
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 
 from aries_images import contract
 from tests.running import Site, Worker, id_of, request, site, until
@@ -376,6 +376,27 @@ def test_the_lease_of_a_live_worker_never_runs_out(town: Site) -> None:
             time.sleep(0.02)
     event = town.event(id_of(waits))
     assert (event.headers["attempt"], event.headers["replayed"]) == (1, False)
+
+
+@pytest.mark.usefixtures("worker")
+def test_not_even_while_redis_is_full(town: Site) -> None:
+    waits = request(8, description="waits while Redis is full")
+    with town.locked(8):
+        town.push(waits)
+        until(lambda: town.holds(id_of(waits)))
+        town.broker.config_set("maxmemory", 1)
+        with pytest.raises(OutOfMemoryError):
+            town.push(request(8))
+        enough = time.monotonic() + 2 * float(LEASE["ARIES_LEASE_SECONDS"])
+        while time.monotonic() < enough:
+            assert milliseconds_left(town) > 0
+            time.sleep(0.02)
+    until(lambda: town.applied([id_of(waits)]))
+    assert not town.results.exists(contract.RESULT_KEY_PREFIX + id_of(waits)), "there is no room for it"
+    town.broker.config_set("maxmemory", 0)
+    assert town.code(id_of(waits)) == "OK"
+    assert town.event(id_of(waits)).headers["replayed"] is False
+    until(town.is_at_rest)
 
 
 def test_a_worker_that_leaves_gives_back_what_it_holds(village: Site) -> None:

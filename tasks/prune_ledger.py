@@ -1,0 +1,53 @@
+"""Forgetting: the replies to requests that are older than anyone should still ask for."""
+
+import logging
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from celery.signals import worker_ready
+
+from tasks import rows
+from worker.database import Database
+from worker.task import jitter
+
+logger = logging.getLogger(__name__)
+
+#: Lines of the ledger in one transaction: few enough that no request waits for it.
+_AT_ONCE = 1000
+#: Seconds between two looks, at most.
+_PERIOD = 3600.0
+
+
+def prune_ledger(database: Database, days: float) -> int:
+    """Take lines older than `days` out of the request ledger, in small transactions; how many there were.
+
+    What a request changed stays on record with the image's revisions, and so it can't be applied a second time.
+    """
+    before = datetime.now(UTC) - timedelta(days=days)
+    pruned = 0
+    while True:
+        with database.transaction() as connection:
+            gone = rows.forget(connection, before, _AT_ONCE)
+        pruned += gone
+        if gone < _AT_ONCE:
+            return pruned
+
+
+@worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]
+def prune_by_and_by(sender: Any, **_: Any) -> None:
+    """Have a worker look after the ledger as long as it runs; several may, each takes what the others do not."""
+    threading.Thread(target=_prune_for_ever, args=(sender.app,), name="prune-ledger", daemon=True).start()
+
+
+def _prune_for_ever(app: Any) -> None:
+    while True:
+        try:
+            pruned = prune_ledger(app.database, app.settings.ledger_days)
+        except Exception as error:  # noqa: BLE001  # whatever it is, there is a next time
+            logger.warning("the ledger could not be pruned: %s", type(error).__name__)
+        else:
+            if pruned:
+                logger.info("%d lines of the ledger pruned", pruned)
+        time.sleep(_PERIOD * jitter())
