@@ -51,8 +51,9 @@ def apply_updates(requests: Sequence[Request], database: Database) -> list[Reply
     the requests are applied one by one, so that one never costs another its answer; the one at fault is answered
     `InternalError`, and why is in the log alone.
     """
+    first = not any(request.tries for request in requests)
     try:
-        return [*_attempt(requests, database)]
+        return [*_attempt(requests, database, waits=first)]
     except Exception as error:  # noqa: BLE001  # whatever it is, each of them gets an answer
         failure = error
     if len(requests) > 1 and not is_away(failure):
@@ -61,7 +62,7 @@ def apply_updates(requests: Sequence[Request], database: Database) -> list[Reply
 
 
 def _one_by_one(requests: Sequence[Request], database: Database) -> list[Reply | None]:
-    """One transaction each; no waiting a second time for a database that is away, or for a row that others hold."""
+    """One transaction each; no waiting a second time for a database that is away, or for a row that is locked."""
     replies: list[Reply | None] = []
     away: Exception | None = None
     held: dict[int | None, Exception] = {}
@@ -69,7 +70,7 @@ def _one_by_one(requests: Sequence[Request], database: Database) -> list[Reply |
         failure = away or held.get(request.image_id)
         if failure is None:
             try:
-                replies += _attempt([request], database)
+                replies += _attempt([request], database, waits=False)
                 continue
             except Exception as error:  # noqa: BLE001  # as above
                 failure = error
@@ -91,9 +92,9 @@ def _undecided(request: Request, failure: Exception) -> Reply | None:
     return Reply.refused(request.id, request.digest, Refusal(contract.INTERNAL_ERROR), request.image_id)
 
 
-def _attempt(requests: Sequence[Request], database: Database) -> list[Reply]:
+def _attempt(requests: Sequence[Request], database: Database, *, waits: bool) -> list[Reply]:
     updates = [request.asks for request in requests if isinstance(request.asks, UpdateRequest)]
-    with database.transaction() as connection:
+    with database.transaction(waits=waits) as connection:
         names = {update.name for update in updates if "name" in update.model_fields_set}
         batch = _Batch(rows.read(connection, {update.id for update in updates}, {each.id for each in requests}, names))
         replies = [batch.answer(request) for request in requests]
