@@ -6,7 +6,7 @@ BIN := .venv/bin
 SAY := @printf '\n==> %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench flower lock clean
+.PHONY: help run test faults lint bench flower lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -17,6 +17,9 @@ run: .venv/.installed ## start everything here and send one request (ARGS=--once
 test: lint .venv/.installed ## everything that CI runs
 	$(SAY) "tests (the slowest are listed at the end)"
 	@$(BIN)/pytest -n 2 --durations=15 $(ARGS)
+
+faults: .venv/.installed ## kill, cut, freeze and fill everything under load (ARIES_FAULTS=full: hours; ARGS="-k row_11")
+	@$(BIN)/pytest tests/faults -rA -n 1 $(ARGS)
 
 lint: .venv/.installed ## format, lint rules and types
 	$(SAY) "format: ruff format --check"
