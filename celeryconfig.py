@@ -45,8 +45,8 @@ result_backend_always_retry = True
 result_backend_max_retries = 20
 result_backend_max_sleep_between_retries_ms = 500
 result_backend_thread_safe = True
-redis_socket_timeout = 5
-redis_socket_connect_timeout = 5
+redis_socket_timeout = 3
+redis_socket_connect_timeout = 3
 redis_socket_keepalive = True
 redis_retry_on_timeout = True
 
@@ -64,9 +64,10 @@ broker_transport_options = {
     "strays_task": "image.update",
     "strays_queue": "image.update",
     "unacked_restore_interval": 1,
-    "health_check_interval": 5,
-    "socket_timeout": 5,
-    "socket_connect_timeout": 5,
+    # A connection that is dead without either end knowing is found out in twice this time.
+    "health_check_interval": 3,
+    "socket_timeout": 3,
+    "socket_connect_timeout": 3,
     "socket_keepalive": True,
 }
 if SETTINGS.sentinel_master:

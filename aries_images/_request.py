@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, Final
 
 from aries_images import contract
+from aries_images._credentials import Credentials
 from aries_images.contract import Detail
 from aries_images.errors import InvalidParameter
 
@@ -93,6 +94,7 @@ def compose(  # noqa: PLR0913 - the parts of a message
     timeout: float,
     headers: Mapping[str, Any],
     reply_to: str | None,
+    credentials: Credentials,
     settles: str | None = None,
 ) -> Outgoing:
     """The message that asks for `kwargs`, as a Celery client would write it (protocol 2, JSON).
@@ -111,6 +113,8 @@ def compose(  # noqa: PLR0913 - the parts of a message
     body = json.dumps([[], kwargs, _EMBED], ensure_ascii=False, separators=(",", ":"))
     if len(body.encode()) > contract.MAX_BODY_BYTES:
         raise _malformed(f"the body has more than {contract.MAX_BODY_BYTES} bytes", request_id)
+    if proof := credentials.header(request_id, digest, timeout):
+        given[contract.AUTHORIZATION] = proof
     task = contract.SETTLE_TASK if settles else contract.TASK
     return Outgoing(
         request_id=request_id,

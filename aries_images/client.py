@@ -4,13 +4,14 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from typing import Any, Self
 
 from aries_images import contract
 from aries_images._answer import ReplyEvent, read_event
 from aries_images._broker import NotSentError, Outbox, take_messages
+from aries_images._credentials import Credentials, Signs
 from aries_images._mailbox import Mailbox, Slot
 from aries_images._pending import PendingUpdate
 from aries_images._request import ABSENT, Absent, Outgoing, checked_request_id, checked_timeout, compose
@@ -18,9 +19,10 @@ from aries_images._result_store import ResultStore
 from aries_images.contract import Image
 from aries_images.errors import OutcomeUnknown
 
-#: Environment variables and defaults of the two servers.
+#: Environment variables, with the defaults of the two servers.
 BROKER_URL = ("ARIES_BROKER_URL", "redis://127.0.0.1:6379/0")
 RESULT_URL = ("ARIES_RESULT_URL", "redis://127.0.0.1:6379/1")
+TOKEN_VARIABLE = "ARIES_TOKEN"  # noqa: S105 - a name
 
 _log = logging.getLogger(__name__)
 
@@ -53,20 +55,25 @@ class ImageClient:
     Args:
         broker_url: where requests go: any kombu URL. Default: ARIES_BROKER_URL, else the local Redis.
         result_url: where answers come from: Redis. Default: ARIES_RESULT_URL, else the local Redis.
+        token: what proves who is calling: a JWT, or a function that returns the one to use now. Default: ARIES_TOKEN.
+        key: a `SigningKey` that tokens are made with instead, each good for its one request alone.
         reply_to: queue for the reply events of this client's requests; default: the common one.
         transport_options: kombu's transport options, for both servers: `master_name` for Sentinel, for one.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each has a default
         self,
         broker_url: str | None = None,
         result_url: str | None = None,
         *,
+        token: str | Callable[[], str] | None = None,
+        key: Signs | None = None,
         reply_to: str | None = None,
         transport_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._broker_url = broker_url or os.environ.get(*BROKER_URL)
         self._result_url = result_url or os.environ.get(*RESULT_URL)
+        self._credentials = Credentials(token or (None if key else os.environ.get(TOKEN_VARIABLE)), key)
         self._reply_to = reply_to
         self._options = transport_options or {}
         self._lines_of: dict[int, _Lines] = {}
@@ -190,6 +197,7 @@ class ImageClient:
                 timeout=timeout,
                 headers=headers,
                 reply_to=self._reply_to,
+                credentials=self._credentials,
                 settles=settles,
             )
             _send(lines, slot, request)

@@ -27,6 +27,7 @@ ANONYMOUS = "anonymous"
 RESULT_KEY_PREFIX = "celery-task-meta-"
 
 #: Message headers beside Celery's own.
+AUTHORIZATION = "authorization"
 IF_REVISION = "if_revision"
 TRACEPARENT = "traceparent"
 SENT_AT = "sent_at"

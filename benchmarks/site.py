@@ -102,6 +102,7 @@ class Site:
     def urls(self) -> dict[str, str]:
         """The environment that a worker finds the site by."""
         return {
+            "ARIES_AUTH": "off",
             "ARIES_BROKER_URL": self._redis.url(0),
             "ARIES_RESULT_URL": self._redis.url(1),
             "ARIES_DATABASE_URL": self._postgres.url,

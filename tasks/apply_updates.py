@@ -28,6 +28,8 @@ class Request:
     digest: str | None
     caller: str
     asks: UpdateRequest | Refusal
+    #: The images that the caller may update; None for all. Of others he is told that they are not there.
+    images: frozenset[int] | None = None
     deadline: datetime | None = None
     #: An operator took it back before it was applied.
     revoked: bool = False
@@ -124,6 +126,8 @@ class _Batch:
         if request.id in self._forgotten:
             return _forgotten(request, self._forgotten[request.id])
         reply = self._decide(request)
+        if not reply.stored:
+            return reply
         line = {
             "request_id": request.id,
             "digest": request.digest,
@@ -154,7 +158,7 @@ class _Batch:
         if request.revoked or (request.deadline is not None and self._now > request.deadline):
             return Refusal(contract.DEADLINE_EXCEEDED)
         image = self._images.get(asks.id)
-        if image is None:
+        if image is None or (request.images is not None and asks.id not in request.images):
             return Refusal(contract.IMAGE_NOT_FOUND)
         if request.if_revision not in (None, image["revision"]):
             return Refusal(contract.PRECONDITION_FAILED)

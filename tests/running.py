@@ -123,7 +123,12 @@ class Site:
     def start(self, *words: str, name: str = "worker", **environment: str) -> Worker:
         """A worker process; it may take a second or two until it is there."""
         log = self.folder / f"{name}.log"
-        variables = {"BROKER_URL": self.broker_url, "RESULT_URL": self.result_url, "DATABASE_URL": self.database_url}
+        variables = {
+            "AUTH": "off",
+            "BROKER_URL": self.broker_url,
+            "RESULT_URL": self.result_url,
+            "DATABASE_URL": self.database_url,
+        }
         settings = {f"ARIES_{variable}": value for variable, value in variables.items()} | environment
         command = [sys.executable, "-m", "celery", "-A", "worker", "worker", "-n", f"{name}@site", "-l", "WARNING"]
         with log.open("ab") as output:

@@ -32,6 +32,7 @@ class Service:
     def __init__(self, broker_url: str, result_url: str, database_url: str) -> None:
         self.broker_url, self.result_url = broker_url, result_url
         self.environment = {
+            "ARIES_AUTH": "off",
             "ARIES_BROKER_URL": broker_url,
             "ARIES_RESULT_URL": result_url,
             "ARIES_DATABASE_URL": database_url,

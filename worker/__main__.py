@@ -9,6 +9,7 @@ from worker.commands.images import images
 from worker.commands.import_images import import_images
 from worker.commands.migrate import migrate
 from worker.commands.prune import prune
+from worker.commands.token import keys, token
 from worker.commands.up import up
 from worker.database import is_away
 
@@ -18,7 +19,7 @@ def commands() -> None:
     """Run and look after the image worker. Settings are environment variables that begin with ARIES_."""
 
 
-for command in (up, migrate, import_images, images, dead, prune):
+for command in (up, migrate, import_images, images, dead, prune, keys, token):
     commands.add_command(command)
 
 

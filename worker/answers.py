@@ -16,7 +16,7 @@ from redis.client import Pipeline
 from redis.exceptions import RedisError
 
 from aries_images import contract
-from worker.task import Answer, BatchTask, Delivery, fault
+from worker.task import Answer, BatchTask, Delivery
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class _Answering(RedisBackend):  # type: ignore[misc]  # Celery has no types
         answer = self._answer(request)
         if answer is None:
             delivery = Delivery.of(dict(vars(request)), (), {})
-            answer = Answer(*fault(delivery), delivery, delivery.received_at, delivery.received_at)
+            answer = Answer(*task.fault(delivery), delivery, delivery.received_at, delivery.received_at)
         self._send_or_give_back(answer)
 
     def mark_as_revoked(self, task_id: str, reason: str = "", request: Any = None, *args: Any, **kwargs: Any) -> None:

@@ -1,21 +1,25 @@
 """The application, put together: `celery -A worker worker`."""
 
 import itertools
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_process_init
+from celery.signals import worker_init, worker_process_init
 from kombu.transport import TRANSPORT_ALIASES
 
 import celeryconfig
 from worker.answers import BACKENDS
+from worker.auth import Door
 from worker.database import Database
 from worker.events import register_serializer
 from worker.intake import TRANSPORTS
 from worker.logs import configure
 from worker.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 class ImagesApp(Celery):  # type: ignore[misc]  # Celery has no types
@@ -23,6 +27,7 @@ class ImagesApp(Celery):  # type: ignore[misc]  # Celery has no types
 
     settings: Settings
     database: Database
+    door: Door
 
 
 def names_prefork(arguments: Sequence[str]) -> bool:
@@ -34,6 +39,22 @@ def names_prefork(arguments: Sequence[str]) -> bool:
     return any(word in ("-Pprefork", "--pool=prefork") for word in arguments) or any(
         pair in (("-P", "prefork"), ("--pool", "prefork")) for pair in pairs
     )
+
+
+def check_door(sender: Any, **_: Any) -> None:
+    """A worker starts with keys to check tokens with, or with authentication off, and says so.
+
+    Raises:
+        SystemExit: it has neither.
+    """
+    settings: Settings = sender.app.settings
+    if settings.auth == "off":
+        logger.warning("ARIES_AUTH=off: whoever can reach the queue can update every image")
+    elif not settings.jwt_keys and not settings.jwt_secret.get_secret_value():
+        raise SystemExit(
+            "ARIES_JWT_KEYS: must name a JWKS file or URL to check tokens with; or set ARIES_AUTH=off, to trust whoever"
+            " can reach the queue."
+        )
 
 
 def build_app(settings: Settings) -> ImagesApp:
@@ -48,11 +69,13 @@ def build_app(settings: Settings) -> ImagesApp:
         app.conf.worker_pool = "prefork"
     app.settings = settings
     app.database = Database(settings.database_url)
+    app.door = Door(settings)
 
     def after_fork(**_: Any) -> None:
         app.database.forget_connections()
 
     worker_process_init.connect(after_fork, weak=False)
+    worker_init.connect(check_door, weak=False)
     return app
 
 

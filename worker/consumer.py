@@ -13,7 +13,7 @@ from aries_images.contract import Refusal, Reply
 from worker.group_commit import Pool
 from worker.intake import LEASING_SCHEMES
 from worker.message import is_attributable
-from worker.task import Answer, Delivery, queue_for
+from worker.task import Answer, Delivery
 
 logger = get_logger(__name__)
 
@@ -126,7 +126,7 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no
             request_id=request_id,
             args=(),
             kwargs={},
-            headers={},
+            headers=message.headers,
             reply_to=properties.get("reply_to"),
             correlation_id=properties.get("correlation_id"),
             attempt=message.headers.get("deliveries", 1),
@@ -134,4 +134,4 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no
             received_at=now,
         )
         reply = Reply.refused(request_id, None, refusal, stored=False)
-        return Answer(reply, queue_for(delivery), delivery, now, now)
+        return Answer(reply, self.app.door.queue_for(delivery), delivery, now, now)

@@ -20,6 +20,7 @@ from typing import Any
 
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
+from redis.exceptions import OutOfMemoryError
 
 from worker import leases
 from worker.leases import Keys, Leases
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 _UNLIMITED = 100
 #: Seconds between two looks at the leases.
 _TEND_SECONDS = 1.0
+#: Seconds until the next look at a server that is out of memory.
+_FULL_SECONDS = 0.5
 #: What a message has for a body where its own cannot be had; no task reads it as one.
 _NO_BODY = "this body cannot be decoded"
 
@@ -112,6 +115,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
         self._asked: list[str] = []
         self._no_ack_queues: set[str] = set()
         self._waits = False
+        self._full_until = 0.0
         self._hungry = False  # the last look found something: look again before waiting
         self._tended_at = 0.0
 
@@ -138,7 +142,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
         least four times a second.
         """
         lists = self._lists()
-        if not lists:
+        if not lists or monotonic() < self._full_until:
             return
         self._asked = [*lists, self.strays_list if self.strays_queue in self.active_queues else ""]
         room = self.qos.can_consume_max_estimate() or _UNLIMITED
@@ -161,7 +165,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
         connection = self.client.connection
         try:
             if self._waits:
-                self.client.parse_response(connection, "BLMOVE")
+                self._wait_over(connection)
             taken = self.client.parse_response(connection, "EVAL")
         except self.connection_errors:
             connection.disconnect()
@@ -177,6 +181,14 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
             queue = self.strays_queue if is_stray else self._asked[list_number - 1].rsplit(self.sep, 1)[0]
             self._hand_over(queue, tag.decode(), entry)
         return True
+
+    def _wait_over(self, connection: Any) -> None:
+        try:
+            self.client.parse_response(connection, "BLMOVE")
+        except OutOfMemoryError:
+            # A server that is full moves nothing, not even in place, and says so at once: no reason to reconnect, nor
+            # to ask again a thousand times a second.
+            self._full_until = monotonic() + _FULL_SECONDS
 
     def _hand_over(self, queue: str, tag: str, entry: bytes) -> None:
         message = read_entry(entry, queue, tag)

@@ -36,7 +36,7 @@ _HEADERS: dict[str, type | tuple[type, ...]] = {
     "expires": str,
     "stamps": dict,
     "stamped_headers": list,
-    "authorization": str,
+    contract.AUTHORIZATION: str,
     contract.IF_REVISION: object,
     contract.TRACEPARENT: str,
     contract.SENT_AT: (int, float),

@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from kombu.transport import TRANSPORT_ALIASES
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
 PREFIX = "ARIES_"
+#: Characters that a shared secret must have: as many as the hash that it is used with has bytes.
+_SECRET_LENGTH = 32
 
 
 def _database_url(value: str) -> str:
@@ -34,6 +36,12 @@ def _broker_url(value: str) -> str:
     return value
 
 
+def _secret(value: SecretStr) -> SecretStr:
+    if 0 < len(value.get_secret_value()) < _SECRET_LENGTH:
+        raise ValueError(f"must have at least {_SECRET_LENGTH} characters")
+    return value
+
+
 class Settings(BaseSettings):
     """Every setting of the application, each from the environment variable `ARIES_<NAME>`."""
 
@@ -47,6 +55,19 @@ class Settings(BaseSettings):
     sentinel_master: str = ""
     #: SQLite or PostgreSQL.
     database_url: Annotated[str, AfterValidator(_database_url)] = "sqlite:///var/aries.db"
+    #: Whether every request must carry a token; `off` is for a desk, and for a queue that nobody else can reach.
+    auth: Literal["on", "off"] = "on"
+    #: The public keys that tokens are checked with: a JWKS file, or the URL of one.
+    jwt_keys: str = ""
+    #: A secret shared with the issuer, for tokens signed with HS256; without it those are refused.
+    jwt_secret: Annotated[SecretStr, AfterValidator(_secret)] = SecretStr("")
+    #: What tokens must have in `iss` (empty: anything) and in `aud`.
+    jwt_issuer: str = ""
+    jwt_audience: str = "aries-images"
+    #: Whether each token must be bound to its one request by `rid` and `dig`.
+    jwt_bound: bool = False
+    #: Requests a second that one caller may make of one worker; 0 for no limit.
+    rate_per_caller: float = Field(0.0, ge=0)
     log: Literal["text", "json"] = "text"
     #: Seconds that a result can be fetched for.
     result_ttl: int = Field(3600, ge=10)

@@ -115,6 +115,15 @@ def read_deadline(expires: Any) -> datetime | None:
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
 
+class Caller(NamedTuple):
+    """Who sent a request, and what he may do."""
+
+    name: str
+    may_update: bool = True
+    #: The images that he may update; None for all.
+    images: frozenset[int] | None = None
+
+
 class Addressed(NamedTuple):
     """A reply and the queue that its event goes to."""
 
@@ -207,7 +216,7 @@ class BatchTask(Task):  # type: ignore[misc]  # Celery has no types
             addressed = self.run(deliveries)
         except Exception:
             logger.exception("a batch of %s failed", self.name)
-            addressed = [fault(delivery) for delivery in deliveries]
+            addressed = [self.fault(delivery) for delivery in deliveries]
         committed_at = time.time()
         answers = [
             there and Answer(there.reply, there.queue, delivery, begun_at, committed_at)
@@ -218,12 +227,7 @@ class BatchTask(Task):  # type: ignore[misc]  # Celery has no types
                 logger.info("%s answered", self.name, extra=answer.summary)
         return answers
 
-
-def queue_for(delivery: Delivery) -> str:
-    """Where the reply event goes: the queue that the caller names, if it is his, else the common one."""
-    return contract.reply_queue(delivery.reply_to, contract.ANONYMOUS) or contract.REPLY_QUEUE
-
-
-def fault(delivery: Delivery) -> Addressed:
-    """The answer where there is no other: ours is the fault, and nobody is known to have asked."""
-    return Addressed(Reply.refused(delivery.request_id, None, Refusal(contract.INTERNAL_ERROR)), queue_for(delivery))
+    def fault(self, delivery: Delivery) -> Addressed:
+        """The answer where there is no other: ours is the fault."""
+        reply = Reply.refused(delivery.request_id, None, Refusal(contract.INTERNAL_ERROR))
+        return Addressed(reply, self.app.door.queue_for(delivery))

@@ -56,6 +56,7 @@ class Book:
         self._lock = threading.Lock()
         self.calls: dict[str, Call] = {}
         self._left = 0
+        self._given_up = False
         self._failures: list[BaseException] = []
 
     # --- callers ---
@@ -72,11 +73,19 @@ class Book:
             thread.start()
         try:
             yield
+        except BaseException:
+            self._given_up = True
+            raise
         finally:
             for thread in threads:
                 thread.join()
         if self._failures:
             raise self._failures[0]
+
+    def keep_going(self, requests: int = 1000) -> None:
+        """Have the callers send so many more at least."""
+        with self._lock:
+            self._left = max(self._left, requests)
 
     @property
     def is_over(self) -> bool:
@@ -92,7 +101,7 @@ class Book:
         try:
             while True:
                 with self._lock:
-                    if self._left <= 0:
+                    if self._left <= 0 or self._given_up:
                         return
                     self._left -= 1
                 self._call(choices)
@@ -104,6 +113,8 @@ class Book:
         request_id = str(uuid.UUID(int=choices.getrandbits(128), version=4))
         call = self.calls[request_id] = Call(self._kwargs(choices), began=time.monotonic())
         for _ in range(_TRIES):
+            if self._given_up:
+                return
             try:
                 if call.open_answers and choices.random() < 0.2:
                     answer: Any = self._client.settle(request_id, timeout=choices.choice(self._timeouts))

@@ -40,9 +40,9 @@ def under_load(
     book, waits = there.book(), pauses(times, *between)
     with book.callers(16, requests):
         for number in range(times):
+            book.keep_going()  # a fault must not hit an idle town
             next(waits)
             fault(number)
-        assert not book.is_over or requests < 1000 or times <= 1, "the faults hit an idle town: send more requests"
     print(dict(there.settle_accounts(book)), f"p99 {book.latencies()[-len(book.calls) // 100]:.2f} s")
     return book
 
@@ -120,7 +120,7 @@ SITES = {
     "acknowledging": b"HDEL\r\n",
     "storing and publishing": b"image.replies\r\n",
 }
-DATABASE_SITES = {"begin": b"BEGIN", "read": b"AS MATERIALIZED", "write": b"jsonb_to_recordset", "commit": COMMIT}
+DATABASE_SITES = {"begin": b"BEGIN", "a prepared statement": b"_pg3_", "commit": COMMIT}
 
 
 @pytest.mark.parametrize("site", [*SITES, *DATABASE_SITES])
@@ -246,7 +246,7 @@ def test_row_13_redis_full(size: Size) -> None:
             there.broker.config_set("maxmemory", 1)
             with pytest.raises(OutOfMemoryError):
                 there.broker.lpush(contract.QUEUE, "x")
-            with pytest.raises(OutcomeUnknown, match="OOM"):
+            with pytest.raises(OutcomeUnknown, match="maxmemory"):
                 there.client.update(1, timeout=1)
             time.sleep(size(8, 60))
             there.broker.config_set("maxmemory", 0)
@@ -348,12 +348,12 @@ def test_row_25_rolling_restart(size: Size, number: signal.Signals) -> None:
         book, lasted = Book(there.client, IMAGES, seed=2, timeouts=(20,)), []
         with book.callers(16, size(4000, 60_000)):
             for _ in range(size(2, 20)):
+                book.keep_going(3000)
                 old = there.workers[0]
                 there.ready(there.worker())
                 began = time.monotonic()
                 there.end(old, number)
                 lasted.append(time.monotonic() - began)
-            assert not book.is_over
         book.calls |= quiet.calls
         there.settle_accounts(book)
     errors = sum(sum(call.open_answers.values()) for call in book.calls.values())

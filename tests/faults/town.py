@@ -131,7 +131,8 @@ class Town:
 
     def log(self) -> str:
         """What all workers have logged."""
-        return (self.folder / "workers.log").read_text(errors="replace")
+        log = self.folder / "workers.log"
+        return log.read_text(errors="replace") if log.exists() else ""
 
     # --- looking ---
 

@@ -58,6 +58,7 @@ def test_a_task_that_is_called_eagerly_answers_as_ever(database_url: str) -> Non
 def call(database_url: str, *bodies: dict[str, Any]) -> list[Any]:
     nowhere = "redis://127.0.0.1:1/0"
     settings = {"ARIES_DATABASE_URL": database_url, "ARIES_BROKER_URL": nowhere, "ARIES_RESULT_URL": nowhere}
+    settings["ARIES_AUTH"] = "off"
     done = subprocess.run(
         [sys.executable, "-c", _CALLER, json.dumps(bodies)],
         cwd=CHECKOUT,

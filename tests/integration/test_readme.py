@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from aries_images.signing import SigningKey
+from worker.commands.token import PRIVATE, PUBLIC, make_keys
 from worker.embedded import end_child, start_child
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +30,9 @@ def run(environment: dict[str, str], *words: str | Path) -> str:
 def environment(broker_url: str, result_url: str, sqlite_url: str, tmp_path: Path) -> Iterator[dict[str, str]]:
     """The environment of a running worker whose database has the sample images."""
     urls = {"ARIES_BROKER_URL": broker_url, "ARIES_RESULT_URL": result_url, "ARIES_DATABASE_URL": sqlite_url}
-    environment = os.environ | urls
+    make_keys(tmp_path)
+    token = SigningKey((tmp_path / PRIVATE).read_bytes(), "readme").token(600)
+    environment = os.environ | urls | {"ARIES_JWT_KEYS": str(tmp_path / PUBLIC), "ARIES_TOKEN": token}
     run(environment, "-m", "worker", "import", "worker/commands/samples.jsonl")
     with (tmp_path / "worker.log").open("wb") as log:
         command = [sys.executable, "-m", "celery", "-A", "worker", "worker", "--without-mingle"]

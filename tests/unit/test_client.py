@@ -24,6 +24,7 @@ from aries_images import (
     contract,
 )
 from aries_images._answer import answer_to, read_event
+from aries_images._credentials import Credentials
 from aries_images._request import Outgoing, compose
 from aries_images.contract import Detail, Refusal, Reply, digest_of
 from tests.stand_in import IMAGE, MOMENT, failure_of, record_of
@@ -44,7 +45,9 @@ CLASSES = {
 
 
 def request(kwargs: dict[str, Any] = KWARGS, *, own_id: bool = True, **headers: Any) -> Outgoing:
-    return compose(ID, kwargs, own_id=own_id, timeout=30, headers=headers, reply_to=None)
+    return compose(
+        ID, kwargs, own_id=own_id, timeout=30, headers=headers, reply_to=None, credentials=Credentials(None, None)
+    )
 
 
 def success(digest: str | None = None) -> Reply:

@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
 
 import click
@@ -15,29 +14,21 @@ from rich.console import Console
 from rich.table import Table
 
 from aries_images.contract import rfc3339
+from worker.commands.age import Age
 from worker.dead_letters import DeadLetter, DeadLetters, Filter
 from worker.intake import LEASING_SCHEMES
 from worker.settings import load_settings
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 #: Characters in a line where nobody looks at it: in a pipe or a file.
 _WIDE = 200
-
-
-class _Age(click.ParamType[timedelta]):
-    name = "age"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        read = re.fullmatch(r"(\d{1,6})([smhd])", value, re.ASCII)
-        if read is None:
-            self.fail("an age is a number and one of s, m, h, d: 90s, 15m, 1h, 7d", param, ctx)
-        return timedelta(**{_UNITS[read[2]]: int(read[1])})
+#: A token, which whoever looks over one's shoulder has no use for.
+_TOKEN = re.compile(r"(?i)(bearer\s+)[\w.~+/-]+=*")
 
 
 def _filtered(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
-        click.option("--newer-than", type=_Age(), metavar="AGE", help="Given up on within AGE: 90s, 15m, 1h, 7d."),
-        click.option("--older-than", type=_Age(), metavar="AGE", help="Given up on longer ago than AGE."),
+        click.option("--newer-than", type=Age(), metavar="AGE", help="Given up on within AGE: 90s, 15m, 1h, 7d."),
+        click.option("--older-than", type=Age(), metavar="AGE", help="Given up on longer ago than AGE."),
         click.option("--reason", help="Only those with this reason."),
     ):
         command = option(command)
@@ -113,7 +104,8 @@ def show(letter_id: str, *, raw: bool) -> None:
     for name, value in _summary(letter).items():
         click.echo(f"{name + ':':12}{value if value is not None else '–'}")
     # Escaped where it cannot be printed: a terminal must not be steered by what a stranger sent.
-    click.echo("message:    " + repr(letter.message.decode(errors="surrogateescape"))[1:-1])
+    message = _TOKEN.sub(r"\1…", letter.message.decode(errors="surrogateescape"))
+    click.echo("message:    " + repr(message)[1:-1])
 
 
 @dead.command()

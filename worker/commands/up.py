@@ -18,9 +18,11 @@ from rich.console import Console
 
 from aries_images import AriesImagesError, ImageClient
 from aries_images.contract import ANONYMOUS, REPLY_QUEUE_PREFIX
+from aries_images.signing import SigningKey
 from models import images
 from models.migrations import upgrade
 from worker.commands.import_images import insert_images, read_images
+from worker.commands.token import FOLDER, PRIVATE, PUBLIC, make_keys
 from worker.database import Database
 from worker.embedded import PATIENCE, RedisServer, end_child, start_child
 from worker.settings import PREFIX, Settings, load_settings
@@ -29,6 +31,9 @@ from worker.settings import PREFIX, Settings, load_settings
 VAR = Path("var")
 SAMPLES = Path(__file__).with_name("samples.jsonl")
 SAMPLE_PATH = "/path/to/image/file.iso"
+#: The caller who sends the example, and seconds that the token printed for him is good for.
+CALLER = "demo"
+TOKEN_SECONDS = 12 * 3600
 #: The seed's example request.
 EXAMPLE: dict[str, Any] = {
     "id": 1,
@@ -106,6 +111,10 @@ def _prepare(stack: ExitStack) -> Settings:
             is None
         ):
             raise click.ClickException("image 1 of this database is not the sample, so the example is not for it")
+    if settings.auth == "on":
+        with _step(f"making keys in {FOLDER}, unless they are there"):
+            make_keys(FOLDER)
+        settings = settings.model_copy(update={"jwt_keys": str(FOLDER / PUBLIC), "jwt_issuer": "", "jwt_bound": False})
     return settings
 
 
@@ -120,14 +129,16 @@ def _claim(stack: ExitStack) -> None:
 
 def _start_worker(stack: ExitStack, settings: Settings) -> subprocess.Popen[bytes]:
     """A Celery worker that takes requests already."""
-    urls = settings.model_dump(include={"broker_url", "result_url", "database_url"})
+    chosen = settings.model_dump(include={"broker_url", "result_url", "database_url", "jwt_keys", "jwt_issuer"})
     node = f"up-{os.getpid()}@aries"
     log_file = VAR / "log" / "worker.log"
     log_file.parent.mkdir(exist_ok=True)
     with log_file.open("wb") as log:
         worker = start_child(
             [sys.executable, "-m", "celery", "-A", "worker", "worker", "--loglevel=INFO", f"--hostname={node}"],
-            env=os.environ | {PREFIX + name.upper(): url for name, url in urls.items()},
+            env=os.environ
+            | {PREFIX + name.upper(): value for name, value in chosen.items()}
+            | {"ARIES_JWT_BOUND": "0"},
             stdout=log,
             stderr=log,
         )
@@ -148,8 +159,9 @@ def _stop_worker(worker: subprocess.Popen[bytes]) -> None:
 
 def _send_example(settings: Settings) -> bool:
     """Send the seed's example as any caller would, and show what comes back; whether that is as expected."""
-    queue = f"{REPLY_QUEUE_PREFIX}{ANONYMOUS}.up"
-    with ImageClient(settings.broker_url, settings.result_url, reply_to=queue) as client:
+    caller = CALLER if settings.auth == "on" else ANONYMOUS
+    queue = REPLY_QUEUE_PREFIX + caller
+    with ImageClient(settings.broker_url, settings.result_url, token=_token(settings), reply_to=queue) as client:
         with _step("sending the example request and waiting for its reply"):
             pending = client.submit(**EXAMPLE, timeout=PATIENCE)
             with suppress(AriesImagesError):  # a refusal is shown below, like any reply
@@ -163,6 +175,13 @@ def _send_example(settings: Settings) -> bool:
         shown = {"id": event.id, "type": event.type, "time": event.time, "headers": event.headers, "data": event.reply}
         _show(f"reply event, on queue {queue}", shown)
     return _is_expected(reply) and [event.reply for event in events] == [reply]
+
+
+def _token(settings: Settings) -> str | None:
+    if settings.auth == "off":
+        return None
+    key = SigningKey((FOLDER / PRIVATE).read_bytes(), CALLER, audience=settings.jwt_audience)
+    return key.token(TOKEN_SECONDS)
 
 
 def _is_expected(reply: Any) -> bool:
@@ -183,6 +202,8 @@ def _stay(settings: Settings, worker: subprocess.Popen[bytes]) -> None:
         f'print(ImageClient("{settings.broker_url}", "{settings.result_url}").update(1, description="hello"))'
     )
     console.print("\n[bold]up[/] – paste this into a second terminal; Ctrl-C here stops everything:\n")
+    if token := _token(settings):
+        click.echo(f"    export ARIES_TOKEN={token}")
     click.echo(f"    {os.path.relpath(sys.executable)} -c {shlex.quote(code)}\n")
     worker.wait()
     raise click.ClickException("the worker has ended; see var/log/worker.log")
