@@ -127,14 +127,21 @@ def _close(producer: Producer | None) -> None:
 
 # --- reply events ----------------------------------------------------------------------------------------------------
 
-#: Kombu keeps what it has handed out in two Redis keys and puts back what is not acknowledged in time. With keys
-#: of their own, consumers of replies can never put back the requests that a worker holds.
-_CONSUMER_OPTIONS = {
-    "unacked_key": "image.replies:unacked",
-    "unacked_index_key": "image.replies:unacked_index",
-    "unacked_mutex_key": "image.replies:unacked_mutex",
-    "visibility_timeout": 300,
-}
+
+def _consumer_options(queue: str) -> dict[str, Any]:
+    """Kombu keeps what it has handed out in Redis keys, and puts back what is not acknowledged in time.
+
+    With keys of its own a consumer of replies never puts back the requests that a worker holds, nor sees what others
+    have taken from other queues.
+    """
+    return {
+        "unacked_key": f"{queue}:unacked",
+        "unacked_index_key": f"{queue}:unacked_index",
+        "unacked_mutex_key": f"{queue}:unacked_mutex",
+        "visibility_timeout": 300,
+    }
+
+
 _CONSUMER_SOCKET_TIMEOUT = 5.0
 
 
@@ -152,7 +159,7 @@ def take_messages(url: str, options: Mapping[str, Any], queue: str, timeout: flo
         try:
             with _connect(
                 url,
-                _CONSUMER_OPTIONS | dict(options),
+                _consumer_options(queue) | dict(options),
                 socket_timeout=_CONSUMER_SOCKET_TIMEOUT,
                 deadline=time.monotonic() + _CONSUMER_SOCKET_TIMEOUT,
             ) as connection:

@@ -50,7 +50,11 @@ def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
 
 @contextmanager
 def running_worker(
-    environment: Mapping[str, str], *, pool: str | None = None, concurrency: int | None = None
+    environment: Mapping[str, str],
+    *,
+    pool: str | None = None,
+    concurrency: int | None = None,
+    asked_at: str | None = None,
 ) -> Iterator[Worker]:
     """A worker that answers, until the end of the block; what it logged is printed then.
 
@@ -58,6 +62,7 @@ def running_worker(
         environment: its settings, `ARIES_…`; none of this process's own are passed on.
         pool: `prefork`, `threads` or `solo`; default: the one that celeryconfig names.
         concurrency: of the pool; default: the one that celeryconfig names.
+        asked_at: URL of its broker for whoever wants to know whether it answers; default: its own.
     """
     node = f"test-{os.getpid()}-{next(_numbers)}@localhost"
     words = [sys.executable, "-m", "celery", "-A", "worker", "worker", "--loglevel=INFO", f"--hostname={node}"]
@@ -71,7 +76,7 @@ def running_worker(
         )
         worker = Worker(node, psutil.Process(child.pid), Path(log.name))
         try:
-            _wait_for(worker, environment["ARIES_BROKER_URL"], lambda: child.poll() is None)
+            _wait_for(worker, asked_at or environment["ARIES_BROKER_URL"], lambda: child.poll() is None)
             yield worker
         finally:
             if child.poll() is None:

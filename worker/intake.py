@@ -144,7 +144,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
         lists = self._lists()
         if not lists or monotonic() < self._full_until:
             return
-        self._asked = [*lists, self.strays_list if self.strays_queue in self.active_queues else ""]
+        # A key that is no list stands for no strays.
+        self._asked = [*lists, self.strays_list if self.strays_queue in self.active_queues else self._keys.leases]
         room = self.qos.can_consume_max_estimate() or _UNLIMITED
         self._takes += 1
         keys = [*self._asked, self._keys.leases, self._keys.ends]

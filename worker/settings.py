@@ -86,6 +86,10 @@ class Settings(BaseSettings):
     #: Days that the reply to a request is kept for whoever sends or settles it again.
     ledger_days: float = Field(7.0, gt=0)
 
+    def __repr_args__(self) -> list[tuple[str, object]]:
+        """Nothing: URLs hold passwords, and Celery shows its configuration to whoever asks by remote control."""
+        return []
+
 
 def load_settings() -> Settings:
     """The settings of this process.

@@ -40,7 +40,7 @@ def under_load(
     book, waits = there.book(), pauses(times, *between)
     with book.callers(16, requests):
         for number in range(times):
-            book.keep_going()  # a fault must not hit an idle town
+            book.keep_going(round(between[1] * 3000))  # a fault must not hit an idle town
             next(waits)
             fault(number)
     print(dict(there.settle_accounts(book)), f"p99 {book.latencies()[-len(book.calls) // 100]:.2f} s")

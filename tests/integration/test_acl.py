@@ -1,0 +1,221 @@
+"""Users of Redis with least privilege (deploy/redis/users.acl): each can do its work, and not that of the others."""
+
+import hashlib
+import uuid
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+from celery import Celery
+from click.testing import CliRunner
+from redis import Redis
+from redis.exceptions import NoPermissionError
+
+from aries_images import ImageClient, contract
+from models.migrations import upgrade
+from tests.builders import a_message
+from tests.service import Service, service_at
+from tests.workers import CHECKOUT, Worker, running_worker, until
+from worker.__main__ import commands
+from worker.embedded import RedisServer
+from worker.leases import Keys
+
+USERS = CHECKOUT / "deploy" / "redis" / "users.acl"
+PASSWORDS = {name: f"{name}-{uuid.uuid4().hex}" for name in ("worker", "orders", "flower", "operator")}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """With the users of the file; the user without a name stays for the test itself."""
+    with (
+        RedisServer(tmp_path_factory.mktemp("redis"), persistent=False) as server,
+        Redis.from_url(server.url()) as redis,
+    ):
+        for line in USERS.read_text().splitlines():
+            _, name, *rules = line.split()
+            if name != "default":
+                hashed = "#" + hashlib.sha256(PASSWORDS[name].encode()).hexdigest()
+                redis.execute_command("ACL", "SETUSER", name, *[hashed if rule[0] == "#" else rule for rule in rules])
+        yield server
+
+
+def url(server: RedisServer, user: str, db: int = 0) -> str:
+    return urlsplit(server.url(db))._replace(netloc=f"{user}:{PASSWORDS[user]}@127.0.0.1:{server.port}").geturl()
+
+
+@pytest.fixture(scope="module")
+def town(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Worker]]:
+    """A worker that logged in as `worker`."""
+    database_url = f"sqlite:///{tmp_path_factory.mktemp('database') / 'images.db'}"
+    upgrade(database_url)
+    with service_at(server.url(0), server.url(1), database_url) as service:
+        service.image()
+        logins = {"ARIES_BROKER_URL": url(server, "worker"), "ARIES_RESULT_URL": url(server, "worker", 1)}
+        environment = service.environment | logins | {"ARIES_LEASE_SECONDS": "2"}
+        with running_worker(environment, asked_at=server.url(0)) as worker:
+            yield service, worker
+
+
+@pytest.fixture
+def service(town: tuple[Service, Worker]) -> Iterator[Service]:
+    """The service; whoever of its users was refused anything meanwhile is told of at the end."""
+    town[0].broker.execute_command("ACL", "LOG", "RESET")
+    yield town[0]
+    refused = [
+        (entry[b"username"], entry[b"reason"], entry[b"object"])
+        for entry in map(pairs, town[0].broker.execute_command("ACL", "LOG"))
+    ]
+    assert refused == []
+
+
+def pairs(entry: object) -> dict[bytes, object]:
+    if isinstance(entry, dict):
+        return {key.encode() if isinstance(key, str) else key: value for key, value in entry.items()}
+    assert isinstance(entry, list)
+    return dict(zip(entry[::2], entry[1::2], strict=True))
+
+
+# --- each can do its work ---
+
+
+def test_our_client(server: RedisServer, service: Service) -> None:
+    queue = "image.replies.anonymous.x"
+    with ImageClient(url(server, "orders"), url(server, "orders", 1)) as client:
+        assert client.update(1, description="x").description == "x"
+        assert client.settle(client.submit(1, description="y").request_id).description == "y"
+    assert service.broker.llen(queue) == 0
+
+
+def test_its_own_reply_queue(server: RedisServer, service: Service) -> None:
+    service.broker.lpush("image.replies.orders.x", *service.broker.lrange(contract.REPLY_QUEUE, 0, 0))
+    with ImageClient(url(server, "orders"), url(server, "orders", 1)) as client:
+        assert len(list(client.replies("image.replies.orders.x", timeout=1))) == 1
+
+
+@pytest.mark.parametrize("options", [{"queue": "image.update"}, {"queue": "image.update", "priority": 9}])
+def test_a_stock_celery_caller(server: RedisServer, service: Service, options: dict[str, object]) -> None:
+    with Celery(broker=url(server, "orders"), backend=url(server, "orders", 1), set_as_current=False) as celery:
+        assert celery.send_task("image.update", kwargs={"id": 1}, **options).get(timeout=10)["status"] == 200
+    until(service.is_idle)
+
+
+def test_a_worker_that_meets_with_everything(town: tuple[Service, Worker], service: Service) -> None:
+    service.push("no message", a_message({}, headers={"task": "another"})[1])
+    service.broker.lpush("celery", a_message({"id": 1})[1])
+    until(lambda: service.broker.xlen(Keys().dead) == 2 and not service.broker.llen("celery"))
+    assert service.celery.control.inspect([town[1].node], timeout=2).stats()
+    until(service.is_idle)
+
+
+def test_an_operator(server: RedisServer, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARIES_BROKER_URL", url(server, "operator"))
+    service.push("no message")
+    until(lambda: service.broker.xlen(Keys().dead))
+    for words in (("list",), ("replay", "--all")):
+        result = CliRunner().invoke(commands, ["dead", *words])
+        assert result.exit_code == 0, result.output
+    until(lambda: service.broker.xlen(Keys().dead))
+    assert CliRunner().invoke(commands, ["dead", "drop", "--all", "--yes"]).exit_code == 0
+    with Celery(broker=url(server, "operator"), set_as_current=False) as celery:
+        assert celery.control.ping(timeout=2)
+
+
+def test_a_monitor_such_as_flower(server: RedisServer, service: Service) -> None:
+    with Celery(broker=url(server, "flower"), set_as_current=False) as celery:
+        assert celery.control.inspect(timeout=2).active_queues()
+        seen: list[str] = []
+        with celery.connection() as connection:
+            receiver = celery.events.Receiver(connection, handlers={"*": lambda event: seen.append(event["type"])})
+            consuming = receiver.itercapture(limit=None, timeout=5, wakeup=False)
+            next(consuming)
+            service.push(a_message({"id": 1})[1])
+            until(lambda: (next(consuming) is not None and "task-succeeded" in seen) or "task-received" in seen)
+
+
+# --- and not that of the others ---
+
+REFUSED = {
+    "orders": [
+        ("BRPOP", "image.update", 1),
+        ("RPOP", "image.update"),
+        ("LRANGE", "image.update", 0, -1),
+        ("DEL", "image.update.leases"),
+        ("HSET", "image.update.leases", "a", "b"),
+        ("LPUSH", "image.update.dead", "x"),
+        ("XADD", "image.update.dead", "*", "a", "b"),
+        ("XRANGE", "image.update.dead", "-", "+"),
+        ("BRPOP", "image.replies", 1),
+        ("BRPOP", "image.replies.billing", 1),
+        ("LPUSH", "image.replies.billing", "x"),
+        ("HGETALL", "image.replies.billing:unacked"),
+        ("SET", "celery-task-meta-x", "forged"),
+        ("PUBLISH", "celery-task-meta-x", "forged"),
+        ("PSUBSCRIBE", "celery-task-meta-*"),
+        ("PUBLISH", "/0.celery.pidbox", '{"method":"shutdown"}'),
+        ("SUBSCRIBE", "/0.celeryev/worker.heartbeat"),
+        ("LPUSH", "celery", "x"),
+        ("EVAL", "return 1", 0),
+        ("KEYS", "*"),
+        ("SCAN", 0),
+        ("FLUSHALL",),
+        ("FLUSHDB",),
+        ("CONFIG", "GET", "*"),
+        ("CLIENT", "LIST"),
+        ("ACL", "LIST"),
+        ("MONITOR",),
+        ("SHUTDOWN",),
+    ],
+    "worker": [
+        ("FLUSHALL",),
+        ("CONFIG", "SET", "maxmemory", 1),
+        ("KEYS", "*"),
+        ("SCAN", 0),
+        ("ACL", "SETUSER", "mallory", "on"),
+        ("GET", "another-application"),
+        ("SUBSCRIBE", "another-application"),
+        ("SHUTDOWN",),
+        ("XRANGE", "image.update.dead", "-", "+"),
+    ],
+    "flower": [
+        ("LPUSH", "image.update", "x"),
+        ("BRPOP", "image.update", 1),
+        ("DEL", "image.update"),
+        ("GET", "celery-task-meta-x"),
+        ("SUBSCRIBE", "celery-task-meta-x"),
+        ("LPUSH", "image.replies", "x"),
+        ("HSET", "image.update.leases", "a", "b"),
+        ("EVAL", "return 1", 0),
+        ("FLUSHALL",),
+        ("CONFIG", "GET", "*"),
+    ],
+    "operator": [
+        ("DEL", "image.update.leases"),
+        ("GET", "celery-task-meta-x"),
+        ("SUBSCRIBE", "celery-task-meta-x"),
+        ("LPUSH", "image.replies", "x"),
+        ("CONFIG", "SET", "maxmemory", 1),
+        ("FLUSHALL",),
+        ("ACL", "LIST"),
+        ("SHUTDOWN",),
+    ],
+}
+
+
+@pytest.mark.parametrize(("user", "command"), [(user, command) for user in REFUSED for command in REFUSED[user]])
+def test_refused(server: RedisServer, user: str, command: tuple[object, ...]) -> None:
+    with Redis.from_url(url(server, user)) as redis, pytest.raises(NoPermissionError):
+        redis.execute_command(*command)
+
+
+def test_nobody_comes_in_without_a_name() -> None:
+    assert "user default off" in USERS.read_text().splitlines()
+
+
+def test_passwords_in_urls_are_written_nowhere(town: tuple[Service, Worker]) -> None:
+    service, worker = town
+    inspect = service.celery.control.inspect([worker.node], timeout=2)
+    for told in (inspect.conf(with_defaults=True), inspect.stats(), inspect.report(), worker.log.read_text()):
+        assert told
+        assert PASSWORDS["worker"] not in str(told)
+    for redis in (service.broker, service.results):
+        assert not [name for name in redis.scan_iter() if PASSWORDS["worker"].encode() in (redis.dump(name) or b"")]
