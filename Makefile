@@ -6,7 +6,7 @@ BIN := .venv/bin
 SAY := @printf '\n==> %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help run test faults lint bench flower lock clean
+.PHONY: help run test faults lint bench flower lock sbom audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -39,8 +39,15 @@ lock: .venv-lock/.installed ## choose versions anew within pyproject.toml (ARGS=
 	$(call compile,--extra worker --extra dev,requirements.lock)
 	$(call compile,--extra flower,requirements-flower.lock)
 
+sbom: .venv-audit/.installed ## what the worker is made of, as CycloneDX: var/sbom.json
+	@mkdir -p var
+	@.venv-audit/bin/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml -o var/sbom.json $(ARGS)
+
+audit: .venv-audit/.installed ## known vulnerabilities of what is locked; asks a database on the network
+	@.venv-audit/bin/pip-audit --disable-pip --require-hashes -r requirements.lock $(ARGS)
+
 clean: ## remove all that was made here: environments, data, caches
-	rm -rf .venv .venv-flower .venv-lock var build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-flower .venv-lock .venv-audit var build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A lock names versions and hashes, no hosts: uv takes both from wherever pip is told to look.
@@ -56,6 +63,9 @@ compile = .venv-lock/bin/uv pip compile --quiet --universal --generate-hashes --
 
 .venv-lock/.installed:
 	$(call environment,.venv-lock,'uv==0.13.*')
+
+.venv-audit/.installed:
+	$(call environment,.venv-audit,'cyclonedx-bom==7.*' 'pip-audit==2.*')
 
 define environment
 	@printf '\n==> %s\n' "virtual environment $(1): $$($(PYTHON) --version)"

@@ -148,12 +148,13 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
         self._asked = [*lists, self.strays_list if self.strays_queue in self.active_queues else self._keys.leases]
         room = self.qos.can_consume_max_estimate() or _UNLIMITED
         self._takes += 1
-        keys = [*self._asked, self._keys.leases, self._keys.ends]
+        keys = [*self._asked, *self._keys]
         tags = f"{self._name}:{self._takes}:"
         task = self.strays_task.replace(".", "%.")  # Lua's pattern for it
         # EVAL, not EVALSHA: a server that was restarted or flushed knows no script, and this one is a kilobyte.
         milliseconds = round(self.lease_seconds * 1000)
-        commands = [("EVAL", leases.TAKE, len(keys), *keys, room, milliseconds, tags, task)]
+        limits = (leases.MESSAGE_BYTES_MAX, self.dead_letters_max)
+        commands = [("EVAL", leases.TAKE, len(keys), *keys, room, milliseconds, tags, task, *limits)]
         self._waits = not self._hungry
         if self._waits:
             commands.insert(0, ("BLMOVE", lists[0], lists[0], "RIGHT", "RIGHT", timeout or self.brpop_timeout))

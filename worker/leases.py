@@ -35,16 +35,29 @@ def uncounted(entry: bytes) -> bytes:
     return _COUNTED.sub(b"{", entry, count=1)
 
 
-#: Keys: the lists, the list of strays, then leases and ends. Arguments: how many at most, milliseconds, prefix of the
-#: tags, the task whose messages are taken from the strays. Returns the number of the list, the tag and the entry of
-#: each, flat. The strays are Celery's own default list, where a stock caller's request lands who names no queue: it may
-#: be another application's, so that only what names our task is taken, in order, and the rest is not touched.
+#: Bytes that a message may have. One with a body of the largest size is smaller, however its body is written.
+MESSAGE_BYTES_MAX = 1 << 20
+
+#: Keys: the lists, the list of strays, then leases, ends and dead letters. Arguments: how many at most, milliseconds,
+#: prefix of the tags, the task whose messages are taken from the strays as a pattern of Lua's, bytes that a message may
+#: have, dead letters that are kept. Returns the number of the list, the tag and the entry of each, flat. The strays are
+#: Celery's own default list, where a stock caller's request lands who names no queue: it may be another application's,
+#: so that only what names our task is taken, in order, and the rest is not touched. A message that is too large never
+#: leaves the server: it goes to the dead letters, and one without a body, under its id, takes its place, for an answer.
 TAKE = """
-local lists, room, prefix, task = #KEYS - 3, tonumber(ARGV[1]), ARGV[3], ARGV[4]
+local lists, room, prefix, task = #KEYS - 4, tonumber(ARGV[1]), ARGV[3], ARGV[4]
 local now = redis.call('TIME')
 local ends = now[1] * 1000 + math.floor(now[2] / 1000) + ARGV[2]
 local taken, leases, index = {}, {}, {}
+local function without_body(list, entry)
+  redis.call('XADD', KEYS[#KEYS], 'MAXLEN', ARGV[6], '*', 'reason', 'too_large', 'list', KEYS[list], 'entry', entry)
+  local id = '"id": ?"([%w._:-]+)"'
+  id = string.match(string.sub(entry, -4096), id) or string.match(string.sub(entry, 1, 4096), id)
+  return id and '{"headers":{"task":"' .. string.gsub(task, '%%', '') .. '","id":"' .. id .. '"},"body":""}'
+end
 local function take(list, entry)
+  if #entry > tonumber(ARGV[5]) then entry = without_body(list, entry) end
+  if not entry then return end
   local tag = prefix .. #leases
   taken[#taken + 1] = list
   taken[#taken + 1] = tag
@@ -71,8 +84,8 @@ if room > 0 and redis.call('TYPE', strays).ok == 'list' then
   end
 end
 if #leases > 0 then
-  redis.call('HSET', KEYS[#KEYS - 1], unpack(leases))
-  redis.call('ZADD', KEYS[#KEYS], unpack(index))
+  redis.call('HSET', KEYS[#KEYS - 2], unpack(leases))
+  redis.call('ZADD', KEYS[#KEYS - 1], unpack(index))
 end
 return taken
 """

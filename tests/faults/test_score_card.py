@@ -4,6 +4,7 @@ Each row sends requests from several callers while its fault happens again and a
 twice, answered with two values: none.
 """
 
+import base64
 import json
 import random
 import signal
@@ -12,16 +13,18 @@ import sys
 import threading
 import time
 import uuid
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
 from redis.exceptions import OutOfMemoryError
 
-from aries_images import AriesImagesError, ImageClient, OutcomeUnknown, contract
+from aries_images import AriesImagesError, ImageClient, InternalError, OutcomeUnknown, contract
 from tests.builders import a_message, a_request, decide, ledger, stored_revisions
 from tests.faults.account import Book
 from tests.faults.crash_points import CRASH_AT
@@ -543,9 +546,128 @@ def test_random_faults(size: Size) -> None:
         ]
         book, waits, happened = there.book(), pauses(4, 0.5, 3), 0
         with book.callers(16, size(5000, 100_000)):
-            while not book.is_over:
+            while not book.is_over or happened < size(15, 100):
+                book.keep_going(100)
                 next(waits)
                 choices.choice(faults)()
                 happened += 1
         counts = there.settle_accounts(book)
     print(f"{len(book.calls)} requests, {happened} faults: {counts}; slowest {book.latencies()[-1]:.1f} s")
+
+
+def test_row_08_broadcasts_that_make_no_sense(size: Size) -> None:
+    choices = random.Random(8)
+    good = json.dumps({"body": "e30=", "method": "ping", "arguments": {}, "destination": None, "headers": {}}).encode()
+    with town(workers=2) as there:
+        for _ in range(size(2000, 10_000)):
+            channel = choices.choice(["/0.celery.pidbox", "/0.celeryev/worker.heartbeat", "/0.celeryev/task.received"])
+            short = [b"[1]", b"null", b"{}", b"5", b'"x"', b"[" * 5000, b"\xff", b"", b'{"body":"e30="}']
+            there.broker.publish(channel, choices.choice([*short, mutant(choices, good)]))
+        assert there.client.update(1, timeout=10).id == 1
+        assert all(worker.poll() is None for worker in there.workers)
+        there.ready()
+
+
+def test_row_27_hostile_reply_queues(size: Size) -> None:
+    choices = random.Random(27)
+    names = [
+        "image.update",
+        "celery",
+        "image.replies.other",
+        "image.replies.",
+        "celery-task-meta-x",
+        "image.update.dead",
+    ]
+    with town(workers=1, ARIES_REPLY_QUEUE_MAX="100") as there:
+        there.client.update(1)
+        before = there.broker.info("memory")["used_memory"]
+        for _ in range(size(20, 100)):
+            entries = []
+            for _ in range(100):
+                junk = "".join(chr(choices.choice([0, 10, 42, 46, 0x1F, 0x202E, 0x4E00])) for _ in range(9))
+                name = choices.choice(
+                    [*names, junk, "x" * 10_000, f"image.replies.{junk}", str(uuid.uuid4()), 5, [], {}]
+                )
+                entries.append(a_message({"id": 1}, properties={"reply_to": name}, headers={"ignore_result": True})[1])
+            there.broker.lpush(contract.QUEUE, *entries)
+            until(there.is_at_rest)
+        there.results.flushdb()
+        written = {name.decode() for name in there.broker.scan_iter() if not name.startswith(b"_kombu")}
+        assert written <= {contract.REPLY_QUEUE}
+        assert 0 < there.broker.ttl(contract.REPLY_QUEUE) <= 3600
+        assert there.broker.info("memory")["used_memory"] - before < 10_000_000
+
+
+def bombs() -> dict[str, str | bytes]:
+    packed = base64.b64encode(zlib.compress(b"0" * 500_000_000, 9)).decode()
+    encoded = {"body_encoding": "base64"}
+    return {
+        "half a gigabyte, compressed": a_message(body=packed, headers={"compression": "zlib"}, properties=encoded)[1],
+        "100 MB": a_message({"id": 1, "description": "x" * 100_000_000})[1],
+        "nested 100,000 deep": a_message(body="[" * 100_000)[1],
+        "an envelope nested 100,000 deep": "[" * 100_000,
+        "5,000 digits": a_message(body='[[],{"id":' + "1" * 5000 + "},{}]")[1],
+        "NaN": a_message(body='[[],{"id":NaN},{}]')[1],
+        "a lone surrogate": a_message(body='[[],{"id":1,"name":"\\ud800"},{}]')[1],
+        "a NUL": a_message({"id": 1, "name": "a\0b"})[1],
+        "a million fields": a_message(body=json.dumps([[], {f"f{n}": 1 for n in range(60_000)}, {}]))[1],
+    }
+
+
+def test_row_30_bombs() -> None:
+    with town(workers=0) as there:
+        # Straight to Redis: the proxy is no good at a hundred megabytes.
+        straight = {"ARIES_BROKER_URL": there.redis.url(0), "ARIES_RESULT_URL": there.redis.url(1)}
+        there.ready(there.worker(**straight))
+        process = psutil.Process(there.workers[0].pid)
+        there.client.update(1)
+        before = process.memory_info().rss
+        for name, entry in bombs().items():
+            dead = there.broker.xlen(Keys().dead)
+            there.broker.delete(contract.REPLY_QUEUE)
+            there.broker.lpush(contract.QUEUE, entry)
+            began = time.monotonic()
+            until(lambda dead=dead: there.broker.xlen(Keys().dead) > dead or there.broker.llen(contract.REPLY_QUEUE))
+            print(f"{name}: {(time.monotonic() - began) * 1000:.0f} ms")
+            assert time.monotonic() - began < (2 if name == "100 MB" else 0.2)
+            if name != "an envelope nested 100,000 deep":
+                until(lambda: there.broker.llen(contract.REPLY_QUEUE), 2)
+        peak = int(next(line.split()[1] for line in status_of(process) if line.startswith("VmHWM"))) * 1024
+        print(f"grew by {(peak - before) / 1e6:.0f} MB at most")
+        # An idle worker waits with BLMOVE, which hands the message over once, whatever its size: three times 100 MB.
+        assert peak - before < 350_000_000
+        assert there.client.update(1, timeout=10).id == 1
+
+
+def status_of(process: psutil.Process) -> list[str]:
+    return Path(f"/proc/{process.pid}/status").read_text().splitlines()
+
+
+RESULTS = [
+    b"garbage",
+    b"{}",
+    b"null",
+    b"[" * 5000,
+    b"\xff",
+    json.dumps(
+        {"status": "FAILURE", "result": {"exc_type": "SystemExit", "exc_message": [1], "exc_module": "builtins"}}
+    ),
+    json.dumps({"status": "FAILURE", "result": {"exc_type": "system", "exc_message": ["false"], "exc_module": "os"}}),
+    json.dumps({"status": "SUCCESS", "result": {"status": 200, "image": {"id": 1}}}),
+    json.dumps({"status": "SUCCESS", "result": {"request_id": "another", "status": 200, "image": {}, "digest": None}}),
+]
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_row_36_results_that_are_none(size: Size, *, published: bool) -> None:
+    """Nobody answers, but somebody writes to where an answer would be: a typed error in time, and nothing runs."""
+    with town(workers=0) as there:
+        for _ in range(size(1, 10)):
+            for result in RESULTS:
+                pending = there.client.submit(1, timeout=1)
+                key = contract.RESULT_KEY_PREFIX + pending.request_id
+                there.results.publish(key, result) if published else there.results.set(key, result)
+                began = time.monotonic()
+                with pytest.raises((OutcomeUnknown, InternalError)):
+                    pending.result()
+                assert time.monotonic() - began < 2
