@@ -8,6 +8,7 @@ from typing import Any
 
 from celery import Celery
 from celery.signals import worker_init, worker_process_init
+from celery.worker.control import Panel
 from kombu.transport import TRANSPORT_ALIASES
 
 import celeryconfig
@@ -57,6 +58,30 @@ def check_door(sender: Any, **_: Any) -> None:
         )
 
 
+#: Commands of remote control that an operator of this worker has no use for, and that whoever may publish to the
+#: control exchange could do harm with: have it take from other lists, or change its size.
+_NOT_BY_REMOTE = frozenset(
+    {
+        "add_consumer",
+        "cancel_consumer",
+        "autoscale",
+        "pool_grow",
+        "pool_restart",
+        "pool_shrink",
+        "time_limit",
+        "memdump",
+        "memsample",
+        "objgraph",
+    }
+)
+
+
+def limit_remote_control(**_: Any) -> None:
+    """Forget the commands that nobody needs."""
+    for name in _NOT_BY_REMOTE:
+        Panel.data.pop(name, None)
+
+
 def build_app(settings: Settings) -> ImagesApp:
     """An application for `settings`; nothing is connected yet."""
     app = ImagesApp("aries-images", set_as_current=True)
@@ -76,6 +101,7 @@ def build_app(settings: Settings) -> ImagesApp:
 
     worker_process_init.connect(after_fork, weak=False)
     worker_init.connect(check_door, weak=False)
+    worker_init.connect(limit_remote_control, weak=False)
     return app
 
 

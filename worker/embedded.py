@@ -161,7 +161,12 @@ def packaged_binaries(package: str, name: str) -> list[Path]:
     return [Path(str(file.locate())) for file in files if file.name == name]
 
 
-def _redis_binary() -> str | Path:
+def redis_binary() -> str | Path:
+    """A Redis or Valkey server: on PATH, or out of the package.
+
+    Raises:
+        ServerFailedError: there is none.
+    """
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
             return found
@@ -191,7 +196,7 @@ class RedisServer(Server):
     def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
         # No settings file is named, so none is read: what stands here is all.
         options = [word for name, value in self._settings.items() for word in (f"--{name}", value)]
-        return start_child([_redis_binary(), *options], death=self.death, stdout=log, stderr=log)
+        return start_child([redis_binary(), *options], death=self.death, stdout=log, stderr=log)
 
     def _answers(self, pid: int) -> bool:
         try:

@@ -321,6 +321,18 @@ def test_a_broadcast_that_cannot_be_read_stops_nothing(town: Site, worker: Worke
     assert town.code(id_of(behind)) == "OK"
 
 
+def test_nobody_can_have_a_worker_take_from_other_lists(town: Site, worker: Worker) -> None:
+    control = town.app.control
+    for answer in (
+        control.add_consumer("another", reply=True, destination=[worker.name], timeout=5),
+        control.cancel_consumer(contract.QUEUE, reply=True, destination=[worker.name], timeout=5),
+        control.pool_shrink(1, reply=True, destination=[worker.name], timeout=5),
+    ):
+        assert "error" in answer[0][worker.name]
+    queues = control.inspect([worker.name], timeout=5).active_queues()[worker.name]
+    assert [queue["name"] for queue in queues] == [contract.QUEUE]
+
+
 # --- leases ---
 
 
