@@ -18,6 +18,7 @@ from worker.database import Database
 from worker.events import register_serializer
 from worker.intake import TRANSPORTS
 from worker.logs import configure
+from worker.metrics import Metrics, serve_when_ready
 from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ class ImagesApp(Celery):  # type: ignore[misc]  # Celery has no types
     settings: Settings
     database: Database
     door: Door
+    metrics: Metrics
 
 
 def names_prefork(arguments: Sequence[str]) -> bool:
@@ -95,6 +97,8 @@ def build_app(settings: Settings) -> ImagesApp:
     app.settings = settings
     app.database = Database(settings.database_url)
     app.door = Door(settings)
+    app.metrics = Metrics()
+    serve_when_ready()
 
     def after_fork(**_: Any) -> None:
         app.database.forget_connections()

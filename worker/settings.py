@@ -69,6 +69,9 @@ class Settings(BaseSettings):
     #: Requests a second that one caller may make of one worker; 0 for no limit.
     rate_per_caller: float = Field(0.0, ge=0)
     log: Literal["text", "json"] = "text"
+    #: Where a worker serves its figures for Prometheus; port 0: nowhere.
+    metrics_port: int = Field(0, ge=0, le=65535)
+    metrics_host: str = "127.0.0.1"
     #: Seconds that a result can be fetched for.
     result_ttl: int = Field(3600, ge=10)
     #: A reply queue keeps its newest entries up to this number, and vanishes this many seconds after the last one.

@@ -222,6 +222,7 @@ class BatchTask(Task):  # type: ignore[misc]  # Celery has no types
             there and Answer(there.reply, there.queue, delivery, begun_at, committed_at)
             for there, delivery in zip(addressed, deliveries, strict=True)
         ]
+        self.app.metrics.ran(answers)
         if logger.isEnabledFor(logging.INFO):
             for answer in filter(None, answers):
                 logger.info("%s answered", self.name, extra=answer.summary)
