@@ -71,8 +71,7 @@ class Door:
         except _REJECTIONS as rejected:
             logger.warning("unauthorized: %s", rejected, extra={"request_id": delivery.request_id})
             return Refusal(contract.UNAUTHORIZED)
-        is_new = delivery.attempt == 1 and delivery.tries == 0
-        if is_new and not self._rates.allow(caller.name):
+        if not delivery.tries and not self._rates.allow(caller.name):
             return Refusal(contract.TOO_MANY_REQUESTS)
         return caller
 
