@@ -1,6 +1,7 @@
 """The worker pool: whatever is waiting runs as one batch."""
 
 import functools
+import gc
 import os
 import sys
 import threading
@@ -97,6 +98,9 @@ class Pool(BasePool):  # type: ignore[misc]  # Celery has no types
     def on_start(self) -> None:
         """Start the batch threads."""
         sys.setswitchinterval(_SWITCH_SECONDS)
+        # What is there by now stays, and is most of what there ever is: the collector need not look at it each time.
+        gc.collect()
+        gc.freeze()
         self._threads = [
             threading.Thread(target=self._run, args=(self._waiting, self._arrived), name=f"batch-{number}", daemon=True)
             for number in range(self.limit)
