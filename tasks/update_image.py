@@ -34,8 +34,8 @@ def answer_all(
     replies = iter(apply_updates(requests, task.app.database) if requests else ())
     answers: list[Addressed | None] = []
     for outcome, delivery in zip(outcomes, deliveries, strict=True):
-        reply = next(replies) if isinstance(outcome, Request) else outcome
-        answers.append(None if reply is None else Addressed(reply, task.app.door.queue_for(delivery)))
+        reply, caller = (next(replies), outcome.caller) if isinstance(outcome, Request) else (outcome, None)
+        answers.append(None if reply is None else Addressed(reply, task.app.door.queue_for(delivery), caller))
     return answers
 
 

@@ -60,7 +60,8 @@ class _Answering(RedisBackend):  # type: ignore[misc]  # Celery has no types
         answer = self._answer(request)
         if answer is None:
             delivery = Delivery.of(dict(vars(request)), (), {})
-            answer = Answer(*task.fault(delivery), delivery, delivery.received_at, delivery.received_at)
+            reply, queue, _ = task.fault(delivery)
+            answer = Answer(reply, queue, delivery, delivery.received_at, delivery.received_at)
         self._send_or_give_back(answer)
 
     def mark_as_revoked(self, task_id: str, reason: str = "", request: Any = None, *args: Any, **kwargs: Any) -> None:

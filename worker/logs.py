@@ -11,7 +11,7 @@ _FIRST: list[Any] = [
     structlog.stdlib.add_logger_name,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
     structlog.stdlib.ExtraAdder(
-        allow=["request_id", "code", "image_id", "replayed", "attempt", "queue_ms", "commit_ms"]
+        allow=["request_id", "caller", "code", "image_id", "replayed", "attempt", "queue_ms", "commit_ms"]
     ),
 ]
 

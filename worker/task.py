@@ -129,6 +129,8 @@ class Addressed(NamedTuple):
 
     reply: Reply
     queue: str
+    #: Who asked, where that is proved.
+    caller: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,12 +143,15 @@ class Answer:
     #: Unix times in seconds.
     begun_at: float
     committed_at: float
+    #: Who asked, where that is proved.
+    caller: str | None = None
 
     @property
     def summary(self) -> dict[str, Any]:
         """What the log says of it: no payload."""
         return {
             "request_id": self.reply.request_id,
+            "caller": self.caller,
             "code": self.reply.code or "OK",
             "image_id": self.reply.image_id,
             "replayed": self.reply.replayed,
@@ -219,7 +224,7 @@ class BatchTask(Task):  # type: ignore[misc]  # Celery has no types
             addressed = [self.fault(delivery) for delivery in deliveries]
         committed_at = time.time()
         answers = [
-            there and Answer(there.reply, there.queue, delivery, begun_at, committed_at)
+            there and Answer(there.reply, there.queue, delivery, begun_at, committed_at, there.caller)
             for there, delivery in zip(addressed, deliveries, strict=True)
         ]
         self.app.metrics.ran(answers)

@@ -74,12 +74,15 @@ def ask(service: Service, token: str | None, kwargs: dict[str, Any], **headers: 
     return reply
 
 
-def test_the_caller_is_written_down(service: Service, orders: str) -> None:
+def test_the_caller_is_written_down(town: tuple[Service, Worker], orders: str) -> None:
+    service, worker = town
     image, request_id = service.image(), str(uuid.uuid4())
     with client_of(service, orders) as client:
         client.update(image["id"], description="x", request_id=request_id)
     assert stored_revisions(service.database, image["id"])[0]["caller"] == "orders"
     assert ledger(service.database)[request_id]["caller"] == "orders"
+    [line] = [line for line in worker.log.read_text().splitlines() if "answered" in line and request_id in line]
+    assert "caller=orders" in line
 
 
 def test_plain_celery_proves_it_with_a_header(service: Service, orders: str) -> None:
