@@ -61,6 +61,21 @@ class Door:
         self._lock = threading.Lock()
         self._rates = Rates(settings.rate_per_caller)
 
+    def check(self) -> None:
+        """See whether there are keys to start with.
+
+        Raises:
+            ValueError: there are none; the text says what to set.
+        """
+        if self._is_open:
+            return
+        if not self._settings.jwt_keys and not self._settings.jwt_secret.get_secret_value():
+            raise ValueError(
+                "must name a JWKS file or URL to check tokens with; or set ARIES_AUTH=off, to trust whoever can reach"
+                " the queue"
+            )
+        self._keys.check()
+
     def admit(self, delivery: Delivery) -> Caller | Refusal:
         """Who sent it, as its token proves; or the refusal of one who is not known, or asks for too much.
 

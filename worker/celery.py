@@ -50,14 +50,12 @@ def check_door(sender: Any, **_: Any) -> None:
     Raises:
         SystemExit: it has neither.
     """
-    settings: Settings = sender.app.settings
-    if settings.auth == "off":
+    if sender.app.settings.auth == "off":
         logger.warning("ARIES_AUTH=off: whoever can reach the queue can update every image")
-    elif not settings.jwt_keys and not settings.jwt_secret.get_secret_value():
-        raise SystemExit(
-            "ARIES_JWT_KEYS: must name a JWKS file or URL to check tokens with; or set ARIES_AUTH=off, to trust whoever"
-            " can reach the queue."
-        )
+    try:
+        sender.app.door.check()
+    except ValueError as error:
+        raise SystemExit(f"ARIES_JWT_KEYS: {error}.") from None
 
 
 #: Commands of remote control that an operator of this worker has no use for, and that whoever may publish to the

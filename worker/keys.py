@@ -49,6 +49,22 @@ class Keys:
         #: Grows when the keys are read: what was checked with the old ones must be checked again.
         self.generation = 0
 
+    def check(self) -> None:
+        """See whether there is a key to start with; a URL that is away may come back.
+
+        Raises:
+            ValueError: there is none, or the file cannot be read.
+        """
+        if self._is_url or not self._source:
+            return
+        try:
+            keys = read_keys(json.loads(self._load()))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"it can't be read: {error}") from error
+        if not keys:
+            raise ValueError("it has no key that tokens can be checked with: RSA of 2048 bits, P-256 or Ed25519")
+        self._stamp = None  # read by whoever asks for a key first
+
     def find(self, key_id: str | None, algorithm: str) -> list[Key]:
         """The keys that a token with this header may be checked with."""
         if algorithm == SHARED:

@@ -245,10 +245,23 @@ def start(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_worker_without_keys_does_not_start() -> None:
-    done = start({"ARIES_DATABASE_URL": "sqlite://"})
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (None, "must name a JWKS file or URL"),
+        ("", "it can't be read: [Errno 2]"),
+        ("no JSON", "it can't be read: Expecting value"),
+        ("[]", "it can't be read: it is no JWKS document"),
+        ('{"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}', "it has no key"),
+    ],
+)
+def test_a_worker_without_keys_does_not_start(tmp_path: Path, text: str | None, says: str) -> None:
+    file = tmp_path / "jwks.json"
+    if text:
+        file.write_text(text)
+    done = start({"ARIES_DATABASE_URL": "sqlite://"} | ({} if text is None else {"ARIES_JWT_KEYS": str(file)}))
     assert done.returncode == 1
-    assert "ARIES_JWT_KEYS: must name a JWKS file or URL" in done.stderr
+    assert f"ARIES_JWT_KEYS: {says}" in done.stderr
     assert "Traceback" not in done.stderr
 
 
