@@ -20,7 +20,7 @@ from typing import Any
 
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from worker import leases
 from worker.leases import Keys, Leases
@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 _UNLIMITED = 100
 #: Seconds between two looks at the leases.
 _TEND_SECONDS = 1.0
-#: Seconds until the next look at a server that is out of memory.
-_FULL_SECONDS = 0.5
+#: Seconds until the next look at a queue that cannot be waited at.
+_IDLE_SECONDS = 0.5
 #: What a message has for a body where its own cannot be had; no task reads it as one.
 _NO_BODY = "this body cannot be decoded"
 
@@ -115,7 +115,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
         self._asked: list[str] = []
         self._no_ack_queues: set[str] = set()
         self._waits = False
-        self._full_until = 0.0
+        self._idle_until = 0.0
         self._hungry = False  # the last look found something: look again before waiting
         self._tended_at = 0.0
 
@@ -142,7 +142,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
         least four times a second.
         """
         lists = self._lists()
-        if not lists or monotonic() < self._full_until:
+        if not lists or monotonic() < self._idle_until:
             return
         # A key that is no list stands for no strays.
         self._asked = [*lists, self.strays_list if self.strays_queue in self.active_queues else self._keys.leases]
@@ -187,10 +187,13 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
     def _wait_over(self, connection: Any) -> None:
         try:
             self.client.parse_response(connection, "BLMOVE")
-        except OutOfMemoryError:
-            # A server that is full moves nothing, not even in place, and says so at once: no reason to reconnect, nor
-            # to ask again a thousand times a second.
-            self._full_until = monotonic() + _FULL_SECONDS
+        except ResponseError as error:
+            # A server that is full moves nothing, not even in place, and one whose key is no list cannot. Both say so
+            # at once: no reason to reconnect, nor to ask again a thousand times a second.
+            if not isinstance(error, OutOfMemoryError) and not str(error).startswith("WRONGTYPE"):
+                raise
+            logger.warning("the queue cannot be waited at: %s", error)
+            self._idle_until = monotonic() + _IDLE_SECONDS
 
     def _hand_over(self, queue: str, tag: str, entry: bytes) -> None:
         message = read_entry(entry, queue, tag)

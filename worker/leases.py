@@ -69,8 +69,9 @@ local function take(list, entry)
   room = room - 1
 end
 for list = 1, lists do
-  if room > 0 then
-    for _, entry in ipairs(redis.call('RPOP', KEYS[list], room) or {}) do take(list, entry) end
+  local found = room > 0 and redis.pcall('RPOP', KEYS[list], room)
+  if found and not found.err then  -- an error: the key is no list
+    for _, entry in ipairs(found) do take(list, entry) end
   end
 end
 local strays = KEYS[lists + 1]

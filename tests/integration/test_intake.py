@@ -321,6 +321,20 @@ def test_a_broadcast_that_cannot_be_read_stops_nothing(town: Site, worker: Worke
     assert town.code(id_of(behind)) == "OK"
 
 
+def test_a_key_that_is_no_list_is_waited_out(village: Site) -> None:
+    with village.worker(*AT_ONCE) as worker:
+        village.broker.set(contract.QUEUE, "no list")
+        message = request(1, description="behind")
+        village.broker.lpush(priority_list(3), json.dumps(message))
+        assert village.code(id_of(message)) == "OK", "other lists are served"
+        until(lambda: "WRONGTYPE" in worker.log.read_text())
+        village.broker.delete(contract.QUEUE)
+        message = request(1, description="again a list")
+        village.push(message)
+        assert village.code(id_of(message)) == "OK"
+        assert "Connection to broker lost" not in worker.log.read_text()
+
+
 def test_nobody_can_have_a_worker_take_from_other_lists(town: Site, worker: Worker) -> None:
     control = town.app.control
     for answer in (
