@@ -93,6 +93,21 @@ def test_one_is_shown_and_written_to_the_byte(service: Service) -> None:
     assert run("show", "--raw", letter).stdout_bytes == b"\xff\x1b[2J \xe9\x95\x9c no JSON"
 
 
+def test_no_more_is_shown_than_fits_a_screen(service: Service) -> None:
+    [letter] = give_up_on(service, b"x" * 2_000_000)
+    shown = run("show", letter).output
+    assert len(shown) < 5000
+    assert "1996000 characters more" in shown
+    assert len(run("show", "--raw", letter).stdout_bytes) == 2_000_000
+
+
+def test_a_token_is_not_shown(service: Service) -> None:
+    entry = a_message({}, headers={"task": "another", "authorization": "Bearer eyJ.secret.x"})[1]
+    [letter] = give_up_on(service, entry)
+    assert "secret" not in run("show", letter).output
+    assert run("show", "--raw", letter).output == entry
+
+
 @pytest.mark.parametrize("words", [("show", "1-1"), ("show", "no id"), ("replay", "1-1"), ("drop", "1-1", "--yes")])
 def test_one_that_is_not_there(service: Service, words: tuple[str, ...]) -> None:
     give_up_on(service, "no JSON")

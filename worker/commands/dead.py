@@ -21,6 +21,8 @@ from worker.settings import load_settings
 
 #: Characters in a line where nobody looks at it: in a pipe or a file.
 _WIDE = 200
+#: Characters of a message that are shown.
+_SHOWN = 4000
 #: A token, which whoever looks over one's shoulder has no use for.
 _TOKEN = re.compile(r"(?i)(bearer\s+)[\w.~+/-]+=*")
 
@@ -105,7 +107,9 @@ def show(letter_id: str, *, raw: bool) -> None:
         click.echo(f"{name + ':':12}{value if value is not None else '–'}")
     # Escaped where it cannot be printed: a terminal must not be steered by what a stranger sent.
     message = _TOKEN.sub(r"\1…", letter.message.decode(errors="surrogateescape"))
-    click.echo("message:    " + repr(message)[1:-1])
+    click.echo("message:    " + repr(message[:_SHOWN])[1:-1])
+    if len(message) > _SHOWN:
+        click.echo(f"            … {len(message) - _SHOWN} characters more: --raw writes all of it")
 
 
 @dead.command()
