@@ -547,7 +547,8 @@ def test_random_faults(size: Size) -> None:
         book, waits, happened = there.book(), pauses(4, 0.5, 3), 0
         with book.callers(16, size(5000, 100_000)):
             while not book.is_over or happened < size(15, 100):
-                book.keep_going(100)
+                if happened < size(15, 100):
+                    book.keep_going(100)
                 next(waits)
                 choices.choice(faults)()
                 happened += 1
