@@ -56,7 +56,7 @@ class Book:
         self._lock = threading.Lock()
         self.calls: dict[str, Call] = {}
         self._left = 0
-        self._given_up = False
+        self._given_up = self._closing = False
         self._failures: list[BaseException] = []
 
     # --- callers ---
@@ -65,6 +65,7 @@ class Book:
     def callers(self, number: int, requests: int) -> Iterator[None]:
         """Have `number` callers send `requests` among them; at the end of the block wait until all are answered."""
         self._left += requests
+        self._closing = False
         threads = [
             threading.Thread(target=self._call_on, args=(random.Random(self._seed * 1000 + n),), name=f"caller-{n}")
             for n in range(number)
@@ -77,6 +78,7 @@ class Book:
             self._given_up = True
             raise
         finally:
+            self._closing = True
             for thread in threads:
                 thread.join()
         if self._failures:
@@ -101,10 +103,14 @@ class Book:
         try:
             while True:
                 with self._lock:
-                    if self._left <= 0 or self._given_up:
-                        return
-                    self._left -= 1
-                self._call(choices)
+                    is_idle = self._left <= 0
+                    self._left -= not is_idle
+                if self._given_up or (is_idle and self._closing):
+                    return
+                if is_idle:  # there may be more to send, while faults go on
+                    time.sleep(0.01)
+                else:
+                    self._call(choices)
         except BaseException as error:  # told by the thread that waits for this one
             self._failures.append(error)
             raise
