@@ -35,6 +35,8 @@ class Call:
     outcomes: list[Outcome] = field(default_factory=list)
     #: Answers that leave it open: InternalError and OutcomeUnknown.
     open_answers: Counter[str] = field(default_factory=Counter)
+    #: Whether it was settled in the end, and not answered by the request itself.
+    is_settled: bool = False
     began: float = 0.0
     ended: float = 0.0
 
@@ -122,7 +124,8 @@ class Book:
             if self._given_up:
                 return
             try:
-                if call.open_answers and choices.random() < 0.2:
+                call.is_settled = bool(call.open_answers) and choices.random() < 0.2
+                if call.is_settled:
                     answer: Any = self._client.settle(request_id, timeout=choices.choice(self._timeouts))
                 else:
                     timeout = choices.choice(self._timeouts)
@@ -153,7 +156,7 @@ class Book:
 
     # --- the reckoning ---
 
-    def check(self, database: Database, broker: Redis | None = None) -> dict[str, int]:
+    def check(self, database: Database, broker: Redis | None = None, results: Redis | None = None) -> dict[str, int]:
         """Hold every call against what is on record; how many there were of each kind of answer."""
         lines, revisions, images = ledger(database), stored_revisions(database), stored_images(database)
         made: dict[str, list[Row]] = defaultdict(list)
@@ -163,8 +166,12 @@ class Book:
             self._check_call(request_id, call, lines, made.get(request_id, []))
         assert set(made) <= set(self.calls), "nothing was applied that nobody asked for"
         check_history(images, revisions, lines)
+        self._check_states(images, revisions, lines)
+        self._check_order(lines)
         if broker is not None:
             self._check_events(broker, lines)
+        if results is not None:
+            self._check_results(results, lines)
         return Counter(call.outcomes[0][0] for call in self.calls.values())
 
     def _check_call(self, request_id: str, call: Call, lines: dict[str, Row], made: list[Row]) -> None:
@@ -183,12 +190,53 @@ class Book:
             asked = {name: value for name, value in call.kwargs.items() if name != "id"}
             assert row["after"] == row["before"] | asked, "what was asked for, and nothing else"
 
+    def _check_states(self, images: list[Row], revisions: list[Row], lines: dict[str, Row]) -> None:
+        """The image in each reply, of what changed nothing too, is one that there was, under that very revision."""
+        states = {(row["id"], row["revision"]): row for row in images}
+        for row in revisions:
+            states[row["image_id"], row["revision"] - 1] = row["before"]
+            states.setdefault((row["image_id"], row["revision"]), row["after"])
+        for request_id in self.calls:
+            kept = json.loads(lines[request_id]["reply"])
+            if kept["status"] == 200:
+                state = states[kept["image"]["id"], kept["revision"]]
+                assert all(kept["image"][name] == state[name] for name in contract.UPDATABLE), (
+                    f"{request_id} is made up"
+                )
+
+    def _check_order(self, lines: dict[str, Row]) -> None:
+        """Who asked after another one had his answer is not answered with an older image than that one."""
+        of_image: dict[int, list[tuple[Call, int]]] = defaultdict(list)
+        for request_id, call in self.calls.items():
+            kept = json.loads(lines[request_id]["reply"])
+            if kept["status"] == 200:
+                of_image[kept["image"]["id"]].append((call, kept["revision"]))
+        for answered in of_image.values():
+            ended = sorted(answered, key=lambda each: -each[0].ended)
+            seen = 0
+            for call, revision in sorted(answered, key=lambda each: each[0].began):
+                while ended and ended[-1][0].ended < call.began:
+                    seen = max(seen, ended.pop()[1])
+                assert revision >= seen, "an answer from the past"
+
     def _check_events(self, broker: Redis, lines: dict[str, Row]) -> None:
-        """Of the events that are there each says what the ledger says, unless it leaves the outcome open."""
+        """There is an event for each answer, and every event says what the ledger says or leaves the outcome open."""
+        told = set()
         for entry in broker.lrange(contract.REPLY_QUEUE, 0, -1):
             reply = json.loads(json.loads(entry)["body"])["data"]
             if reply["status"] != 500 and reply["request_id"] in lines:
                 assert reply == json.loads(lines[reply["request_id"]]["reply"])
+                told.add(reply["request_id"])
+        answered = {request_id for request_id, call in self.calls.items() if not call.is_settled}
+        assert answered <= told, "answered without an event"
+
+    def _check_results(self, results: Redis, lines: dict[str, Row]) -> None:
+        """What is stored for the callers is what the ledger says, unless it leaves the outcome open."""
+        for request_id in self.calls:
+            stored = results.get(contract.RESULT_KEY_PREFIX + request_id)
+            record = json.loads(stored) if stored else {"status": None}
+            if record["status"] == "SUCCESS":
+                assert record["result"] == json.loads(lines[request_id]["reply"])
 
     # --- how long it took ---
 

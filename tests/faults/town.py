@@ -153,7 +153,7 @@ class Town:
         self.database.close()
         assert all(worker.poll() is None for worker in self.workers), "a worker has ended"
         assert not self.broker.exists(Keys().dead)
-        return book.check(self.database, self.broker)
+        return book.check(self.database, self.broker, self.results)
 
 
 @contextmanager
