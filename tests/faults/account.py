@@ -185,10 +185,12 @@ class Book:
             assert not made, f"{request_id} was refused and applied"
         elif made:
             [row] = made
-            assert (row["image_id"], row["revision"]) == (kept["image"]["id"], kept["revision"])
-            assert {field: kept["image"][field] for field in contract.UPDATABLE} == row["after"]
+            said = (kept["image"]["id"], kept["revision"])
+            assert said == (row["image_id"], row["revision"]), f"{request_id} was told another revision"
+            told_of = {field: kept["image"][field] for field in contract.UPDATABLE}
+            assert told_of == row["after"], f"{request_id} was told of another image"
             asked = {name: value for name, value in call.kwargs.items() if name != "id"}
-            assert row["after"] == row["before"] | asked, "what was asked for, and nothing else"
+            assert row["after"] == row["before"] | asked, f"{request_id} asked for something else"
 
     def _check_states(self, images: list[Row], revisions: list[Row], lines: dict[str, Row]) -> None:
         """The image in each reply, of what changed nothing too, is one that there was, under that very revision."""
@@ -225,7 +227,8 @@ class Book:
         for entry in broker.lrange(contract.REPLY_QUEUE, 0, -1):
             reply = json.loads(json.loads(entry)["body"])["data"]
             if reply["status"] != 500 and reply["request_id"] in lines:
-                assert reply == json.loads(lines[reply["request_id"]]["reply"])
+                kept = json.loads(lines[reply["request_id"]]["reply"])
+                assert reply == kept, f"the event of {reply['request_id']} is not its reply"
                 told.add(reply["request_id"])
         answered = {request_id for request_id, call in self.calls.items() if not call.is_settled}
         assert answered <= told, "answered without an event"
@@ -236,7 +239,8 @@ class Book:
             stored = results.get(contract.RESULT_KEY_PREFIX + request_id)
             record = json.loads(stored) if stored else {"status": None}
             if record["status"] == "SUCCESS":
-                assert record["result"] == json.loads(lines[request_id]["reply"])
+                kept = json.loads(lines[request_id]["reply"])
+                assert record["result"] == kept, f"the result of {request_id} is not its reply"
 
     # --- how long it took ---
 
@@ -259,11 +263,11 @@ def check_history(images: list[Row], revisions: list[Row], lines: dict[str, Row]
         for row in of_image[image["id"]]:
             assert row["revision"] == state["revision"] + 1, f"image {image['id']} has a gap"
             assert state["after"] in (None, row["before"]), f"image {image['id']} jumps"
-            assert row["before"] != row["after"]
-            assert row["request_id"] in lines
+            assert row["before"] != row["after"], f"image {image['id']} has a revision that changed nothing"
+            assert row["request_id"] in lines, f"image {image['id']} has a revision that is not in the ledger"
             state = row
-        assert image["revision"] == state["revision"]
-        if state["after"] is not None:
-            assert {field: image[field] for field in contract.UPDATABLE} == state["after"]
+        is_last = f"image {image['id']} is not what its last revision made of it"
+        assert image["revision"] == state["revision"], is_last
+        assert state["after"] in (None, {field: image[field] for field in contract.UPDATABLE}), is_last
     names = [image["name"] for image in images]
-    assert len(set(names)) == len(names)
+    assert len(set(names)) == len(names), "two images have one name"
