@@ -1,4 +1,4 @@
-"""Row 12 of the score-card: Redis fails over to its replica, under load."""
+"""Row 12 of the score-card: Redis fails over to its replica, or becomes one, under load."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -69,3 +69,26 @@ def test_row_12_failover(size: Callable[[int, int], int], tmp_path: Path) -> Non
         print(dict(book.check(there.database)))
         print(f"first answer {book.first_answer_after(back):.1f} s after the replica was promoted")
         assert book.first_answer_after(back) < 5
+
+
+def test_row_12_read_only_for_a_while(size: Callable[[int, int], int]) -> None:
+    """Redis becomes a replica under the eyes of its clients: who waits is UNBLOCKED, who writes is told READONLY."""
+    backs: list[float] = []
+    with town() as there:
+        book = there.book()
+        with book.callers(16, size(3000, 20_000)):
+            for _ in range(size(3, 20)):
+                book.keep_going()
+                time.sleep(1)
+                there.broker.replicaof("127.0.0.1", free_port())  # of nobody: it keeps what it has
+                time.sleep(0.5)
+                answered = book.answered
+                time.sleep(1.5)
+                assert book.answered == answered, "nobody can be answered now"
+                there.broker.replicaof("NO", "ONE")
+                backs.append(time.monotonic())
+                book.keep_going()
+        print(dict(there.settle_accounts(book)))
+    recoveries = [book.first_answer_after(back) for back in backs]
+    print("first answer after", [f"{seconds:.1f}" for seconds in recoveries], "s")
+    assert max(recoveries) < 3
