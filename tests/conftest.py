@@ -49,21 +49,16 @@ def _empty(url: str) -> str:
     return url
 
 
-def _first_redis_db() -> int:
-    # Two for each test process, in case they were all given the same server.
-    return 2 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-
-
 @pytest.fixture
 def broker_url(redis_url: str) -> str:
     """An empty Redis database for requests and reply events."""
-    return _empty(f"{redis_url}/{_first_redis_db()}")
+    return _empty(f"{redis_url}/{servers.first_redis_db()}")
 
 
 @pytest.fixture
 def result_url(redis_url: str) -> str:
     """An empty Redis database for results."""
-    return _empty(f"{redis_url}/{_first_redis_db() + 1}")
+    return _empty(f"{redis_url}/{servers.first_redis_db() + 1}")
 
 
 @pytest.fixture(scope="session")

@@ -11,17 +11,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 
 import psutil  # type: ignore[import-untyped]
 import psycopg
 from celery import Celery
-from psycopg import sql
 from redis import Redis
 
 from aries_images import contract
 from models.migrations import upgrade
 from tests.builders import an_image, load
+from tests.servers import database_on
 from tests.workers import CHECKOUT
 from worker.database import Database
 from worker.embedded import RedisServer, end_child, start_child
@@ -242,10 +241,7 @@ def peak_memory(worker: Worker) -> int:
 @contextmanager
 def site(postgres_url: str, folder: Path) -> Iterator[Site]:
     """A site with images and no worker; `postgres_url` is of a server that databases can be created on."""
-    name = f"aries_site_{uuid.uuid4().hex}"
-    url = urlsplit(postgres_url)._replace(path=f"/{name}").geturl()
-    with psycopg.connect(postgres_url, autocommit=True) as server, RedisServer(folder, persistent=False) as redis:
-        server.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    with database_on(postgres_url) as url, RedisServer(folder, persistent=False) as redis:
         upgrade(url)
         there = Site(redis, url, folder)
         load(there.database, *(an_image(number) for number in range(1, IMAGES + 1)))
@@ -253,4 +249,3 @@ def site(postgres_url: str, folder: Path) -> Iterator[Site]:
             yield there
         finally:
             there.close()
-            server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -12,8 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Literal
+from urllib.parse import urlsplit
 
 import psycopg
+from psycopg import sql
 
 from worker.embedded import RedisServer, Server, ServerFailedError, packaged_binaries, start_child
 
@@ -110,6 +113,23 @@ def _succeeds(*command: str) -> bool:
 def _containers() -> bool:
     """Whether the package testcontainers is there, and a Docker engine answers."""
     return find_spec("testcontainers") is not None and _succeeds("docker", "info")
+
+
+def first_redis_db() -> int:
+    """The first of the two Redis databases that are this process's to empty, in case others were given the same server."""
+    return 2 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+
+
+@contextmanager
+def database_on(server: str) -> Iterator[str]:
+    """The URL of an empty PostgreSQL database on the server at a URL; it is gone in the end."""
+    name = f"aries_{uuid.uuid4().hex}"
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        try:
+            yield urlsplit(server)._replace(path=f"/{name}").geturl()
+        finally:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Self
+from urllib.parse import urlsplit
 
 
 @dataclass(eq=False)
@@ -25,10 +26,13 @@ class _Pair:
 
 
 class Proxy:
-    """Forwards the connections to its port to `target`, until it is told otherwise."""
+    """Forwards the connections to its port to the server at `url`, until it is told otherwise."""
 
-    def __init__(self, target: int) -> None:
-        self._target = target
+    def __init__(self, url: str) -> None:
+        address = urlsplit(url)
+        assert address.hostname is not None
+        assert address.port is not None, f"a port is needed in {address.scheme}://…"
+        self._target = address.hostname, address.port
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.port: int = self._listener.getsockname()[1]
         self._selector = selectors.DefaultSelector()
@@ -48,6 +52,12 @@ class Proxy:
         self._thread.join()
         self.cut()
         self._listener.close()
+
+    def through(self, url: str) -> str:
+        """A URL of the same server, by way of this proxy."""
+        address = urlsplit(url)
+        user = address.netloc.rpartition("@")[0]
+        return address._replace(netloc=f"{user}@127.0.0.1:{self.port}".removeprefix("@")).geturl()
 
     # --- faults ---
 
@@ -95,7 +105,7 @@ class Proxy:
             client.close()
             return
         try:
-            server = socket.create_connection(("127.0.0.1", self._target), timeout=5)
+            server = socket.create_connection(self._target, timeout=5)
         except OSError:
             client.close()
             return

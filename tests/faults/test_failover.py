@@ -43,7 +43,7 @@ def answers(client: Redis) -> bool:
 
 def test_row_12_failover(size: Callable[[int, int], int], tmp_path: Path) -> None:
     with (
-        town(workers=0) as there,
+        town(own=True, workers=0) as there,
         RedisServer(tmp_path / "replica") as replica,
         Redis.from_url(replica.url(), decode_responses=True) as second,
         sentinel(there.redis, tmp_path / "sentinel") as watching,
@@ -74,7 +74,7 @@ def test_row_12_failover(size: Callable[[int, int], int], tmp_path: Path) -> Non
 def test_row_12_read_only_for_a_while(size: Callable[[int, int], int]) -> None:
     """Redis becomes a replica under the eyes of its clients: who waits is UNBLOCKED, who writes is told READONLY."""
     backs: list[float] = []
-    with town() as there:
+    with town(own=True) as there:
         book = there.book()
         with book.callers(16, size(3000, 20_000)):
             for _ in range(size(3, 20)):

@@ -140,8 +140,8 @@ def test_row_05_carried_out_and_then_failed(size: Size, site: str) -> None:
 def test_row_06_reply_to_the_caller_s_push_lost(size: Size, times: int) -> None:
     with (
         town(workers=1) as there,
-        Proxy(there.redis.port) as between,
-        ImageClient(f"redis://127.0.0.1:{between.port}/0", there.redis.url(1)) as client,
+        Proxy(there.redis_url) as between,
+        ImageClient(between.through(there.broker_url), there.result_url) as client,
     ):
         for number in range(size(10, 50)):
             between.lose_reply(*[b"LPUSH\r\n"] * times)
@@ -200,7 +200,7 @@ def test_row_09_connections_cut(size: Size) -> None:
     def strike(number: int) -> None:
         there.to_redis.cut() if number % 2 else there.broker.client_kill_filter(skipme=True, _type="normal")
 
-    with town() as there:
+    with town(own=True) as there:
         under_load(there, size(5000, 60_000), size(10, 50), strike, between=(0.1, 0.6))
 
 
@@ -215,7 +215,7 @@ def test_row_10_no_one_else_puts_back_what_is_held() -> None:
         until(lambda: there.broker.hlen(Keys().leases))
         end = time.monotonic() + 3 * LEASE_SECONDS
         while time.monotonic() < end:
-            subprocess.run([sys.executable, "-c", stock.format(there.redis.url(0))], check=False, cwd=CHECKOUT)
+            subprocess.run([sys.executable, "-c", stock.format(there.broker_url)], check=False, cwd=CHECKOUT)
             assert there.broker.hlen(Keys().leases) == 1
         lock.rollback()
         assert sent.get(timeout=10)["status"] == 200
@@ -232,7 +232,7 @@ def test_row_11_redis_killed_and_restarted(size: Size) -> None:
         there.redis.start()
         backs.append(time.monotonic())
 
-    with town() as there:
+    with town(own=True) as there:
         book = under_load(there, size(4000, 40_000), size(3, 20), strike, between=(1.5, 3))
         recoveries = [book.first_answer_after(back) for back in backs]
     print("first answer after", [f"{seconds:.1f}" for seconds in recoveries], "s")
@@ -241,7 +241,7 @@ def test_row_11_redis_killed_and_restarted(size: Size) -> None:
 
 
 def test_row_13_redis_full(size: Size) -> None:
-    with town() as there:
+    with town(own=True) as there:
         book = there.book()
         with book.callers(16, size(3000, 20_000)):
             time.sleep(0.5)
@@ -258,7 +258,7 @@ def test_row_13_redis_full(size: Size) -> None:
 
 
 def test_row_14_redis_frozen(size: Size) -> None:
-    with town() as there:
+    with town(own=True) as there:
         assert there.redis.process is not None
         book = there.book()
         with book.callers(8, size(3000, 10_000)):
@@ -306,7 +306,7 @@ def test_row_20_database_killed_and_restarted(size: Size) -> None:
         there.postgres.start()
         backs.append(time.monotonic())
 
-    with town() as there:
+    with town(own=True) as there:
         book = under_load(there, size(4000, 40_000), size(3, 20), strike, between=(1.5, 3))
         recoveries = [book.first_answer_after(back) for back in backs]
     print("first answer after", [f"{seconds:.1f}" for seconds in recoveries], "s")
@@ -543,7 +543,7 @@ def test_random_faults(size: Size) -> None:
         there.to_redis.lose_reply(TAKE, b"image.replies\r\n")
         there.to_database.lose_reply(COMMIT)
 
-    with town() as there:
+    with town(own=True) as there:
         faults = [
             lambda: worker_killed(there),
             paused_worker,
@@ -571,7 +571,7 @@ def test_random_faults(size: Size) -> None:
 def test_row_08_broadcasts_that_make_no_sense(size: Size) -> None:
     choices = random.Random(8)
     good = json.dumps({"body": "e30=", "method": "ping", "arguments": {}, "destination": None, "headers": {}}).encode()
-    with town(workers=2) as there:
+    with town(own=True, workers=2) as there:
         for _ in range(size(2000, 10_000)):
             channel = choices.choice(["/0.celery.pidbox", "/0.celeryev/worker.heartbeat", "/0.celeryev/task.received"])
             short = [b"[1]", b"null", b"{}", b"5", b'"x"', b"[" * 5000, b"\xff", b"", b'{"body":"e30="}']
@@ -628,9 +628,9 @@ def bombs() -> dict[str, str | bytes]:
 
 
 def test_row_30_bombs() -> None:
-    with town(workers=0) as there:
+    with town(own=True, workers=0) as there:
         # Straight to Redis: the proxy is no good at a hundred megabytes.
-        straight = {"ARIES_BROKER_URL": there.redis.url(0), "ARIES_RESULT_URL": there.redis.url(1)}
+        straight = {"ARIES_BROKER_URL": there.broker_url, "ARIES_RESULT_URL": there.result_url}
         there.ready(there.worker(**straight))
         process = psutil.Process(there.workers[0].pid)
         there.client.update(1)

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from aries_images import ImageClient, contract
 from models.migrations import upgrade
+from tests import servers
 from tests.builders import an_image, load
 from tests.faults.account import Book
 from tests.faults.proxy import Proxy
@@ -50,32 +51,53 @@ def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
 class Town:
     """Servers, proxies and workers, and what can be done to them."""
 
-    def __init__(self, stack: ExitStack, folder: Path, *, on_sqlite: bool = False) -> None:
+    #: Servers that may be killed: there are none where others were given.
+    redis: RedisServer
+    postgres: PostgresServer
+
+    def __init__(self, stack: ExitStack, folder: Path, *, on_sqlite: bool = False, own: bool = False) -> None:
         self._stack = stack
         self.folder = folder
-        self.redis = stack.enter_context(RedisServer(folder / "redis"))
-        self.to_redis = stack.enter_context(Proxy(self.redis.port))
+        self.redis_url = self._a_redis(own=own)
+        self.broker_url, self.result_url = (f"{self.redis_url}/{servers.first_redis_db() + n}" for n in (0, 1))
+        self.to_redis = stack.enter_context(Proxy(self.redis_url))
         if on_sqlite:
             self.database_url = self.workers_database_url = f"sqlite:///{folder / 'images.db'}"
         else:
-            self.postgres = stack.enter_context(PostgresServer(folder / "postgres", fsync=False))
-            self.to_database = stack.enter_context(Proxy(self.postgres.port))
-            self.database_url = self.postgres.url
-            netloc = f"postgres@127.0.0.1:{self.to_database.port}"
-            self.workers_database_url = urlsplit(self.database_url)._replace(netloc=netloc).geturl()
+            self.database_url = self._a_postgres(own=own)
+            self.to_database = stack.enter_context(Proxy(self.database_url))
+            # In the clear, so that the proxy knows what it loses.
+            through = urlsplit(self.to_database.through(self.database_url))
+            self.workers_database_url = through._replace(query="sslmode=disable").geturl()
         upgrade(self.database_url)
         self.database = Database(self.database_url)
         stack.callback(self.database.close)
         load(self.database, *(an_image(number) for number in range(1, IMAGES + 1)))
         self.database.close()
-        self.broker = stack.enter_context(Redis.from_url(self.redis.url(0)))
-        self.results = stack.enter_context(Redis.from_url(self.redis.url(1)))
-        self.client = stack.enter_context(ImageClient(self.redis.url(0), self.redis.url(1)))
-        self.app = Celery(broker=self.redis.url(0), backend=self.redis.url(1), set_as_current=False)
+        self.broker = stack.enter_context(Redis.from_url(self.broker_url))
+        self.results = stack.enter_context(Redis.from_url(self.result_url))
+        self.broker.flushdb()
+        self.results.flushdb()
+        self.client = stack.enter_context(ImageClient(self.broker_url, self.result_url))
+        self.app = Celery(broker=self.broker_url, backend=self.result_url, set_as_current=False)
         stack.callback(self.app.close)
         self.workers: list[WorkerProcess] = []
         self._names: dict[int, str] = {}
         stack.callback(self._end_workers)
+
+    def _a_redis(self, *, own: bool) -> str:
+        """A Redis for the time of the test, without a database number."""
+        if (given := os.environ.get("ARIES_TEST_REDIS_URL")) and not own:
+            return given.rstrip("/")
+        self.redis = self._stack.enter_context(RedisServer(self.folder / "redis"))
+        return self.redis.url().removesuffix("/0")
+
+    def _a_postgres(self, *, own: bool) -> str:
+        """An empty database for the time of the test."""
+        if (given := os.environ.get("ARIES_TEST_DATABASE_URL")) and not own:
+            return self._stack.enter_context(servers.database_on(given))
+        self.postgres = self._stack.enter_context(PostgresServer(self.folder / "postgres", fsync=False))
+        return self.postgres.url
 
     # --- workers ---
 
@@ -88,8 +110,8 @@ class Town:
         command += [f"--concurrency={concurrency}"] if concurrency else []
         settings = {
             "ARIES_AUTH": "off",
-            "ARIES_BROKER_URL": f"redis://127.0.0.1:{self.to_redis.port}/0",
-            "ARIES_RESULT_URL": f"redis://127.0.0.1:{self.to_redis.port}/1",
+            "ARIES_BROKER_URL": self.to_redis.through(self.broker_url),
+            "ARIES_RESULT_URL": self.to_redis.through(self.result_url),
             "ARIES_DATABASE_URL": self.workers_database_url,
             "ARIES_LEASE_SECONDS": str(LEASE_SECONDS),
             "ARIES_REPLY_QUEUE_MAX": "1000000",
@@ -157,10 +179,14 @@ class Town:
 
 
 @contextmanager
-def town(*, on_sqlite: bool = False, workers: int = 2, **options: Any) -> Iterator[Town]:
-    """A town with workers that are ready; what they have logged is printed in the end."""
+def town(*, on_sqlite: bool = False, own: bool = False, workers: int = 2, **options: Any) -> Iterator[Town]:
+    """A town with workers that are ready; what they have logged is printed in the end.
+
+    Its servers are those of ARIES_TEST_REDIS_URL and ARIES_TEST_DATABASE_URL, unless it has to `own` them: to kill
+    them, or to do what would harm others who use them.
+    """
     with tempfile.TemporaryDirectory(prefix="aries-town-") as folder, ExitStack() as stack:
-        there = Town(stack, Path(folder), on_sqlite=on_sqlite)
+        there = Town(stack, Path(folder), on_sqlite=on_sqlite, own=own)
         for _ in range(workers):
             there.worker(**options)
         there.ready()

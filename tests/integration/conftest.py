@@ -12,6 +12,7 @@ from redis import Redis
 
 from models.migrations import upgrade
 from tests.builders import clear
+from tests.servers import first_redis_db
 from worker.database import Database
 
 NewDatabase = Callable[[str], str]
@@ -62,7 +63,7 @@ def shared_database(module_database: Database) -> Database:
 def module_redis(redis_url: str) -> tuple[str, str]:
     """Two empty Redis databases, for requests and for results."""
     # The same ones that single tests are given: of two modules in one process one is over when the other begins.
-    first = 2 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = first_redis_db()
     broker_url, result_url = (f"{redis_url}/{number}" for number in (first, first + 1))
     for url in (broker_url, result_url):
         with Redis.from_url(url) as client:
