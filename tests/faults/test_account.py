@@ -103,7 +103,7 @@ LIES: dict[Callable[[Record], None], str] = {
     Record.no_revision: "has a gap",
     Record.more_than_was_asked_for: "another image",
     Record.another_image: "its last revision",
-    Record.no_event: "without an event",
+    Record.no_event: "lost: .* has 0 events",
     Record.another_event: "the event of .* is not its reply",
     Record.another_result: "the result of .* is not its reply",
 }
