@@ -13,6 +13,7 @@ from kombu.message import Message
 from kombu.messaging import Consumer, Producer
 
 from aries_images import contract
+from aries_images._answer import ReplyEvent, read_event
 from aries_images._request import Outgoing
 from aries_images._result_store import SOCKET_TIMEOUT
 
@@ -145,17 +146,16 @@ def _consumer_options(queue: str) -> dict[str, Any]:
 _CONSUMER_SOCKET_TIMEOUT = 5.0
 
 
-def take_messages(url: str, options: Mapping[str, Any], queue: str, timeout: float | None) -> Generator[Message]:
-    """Messages of a queue, each acknowledged when the next is asked for; reconnects by itself.
+def take_events(
+    url: str, options: Mapping[str, Any], queue: str, timeout: float | None
+) -> Generator[ReplyEvent | None]:
+    """Reply events of a queue, each acknowledged when the next is asked for; reconnects by itself.
 
-    Ends when none has come for `timeout` seconds; never, if that is None.
+    None comes in between, each second at least, so that whoever waits in a thread can be stopped. Ends when no
+    message has come for `timeout` seconds; never, if that is None.
     """
     quiet_since = time.monotonic()
-
-    def is_over() -> bool:
-        return timeout is not None and time.monotonic() - quiet_since >= timeout
-
-    while True:
+    while timeout is None or time.monotonic() - quiet_since < timeout:
         try:
             with _connect(
                 url,
@@ -164,17 +164,24 @@ def take_messages(url: str, options: Mapping[str, Any], queue: str, timeout: flo
                 deadline=time.monotonic() + _CONSUMER_SOCKET_TIMEOUT,
             ) as connection:
                 for message in _consume(connection, queue, _LONGEST_PAUSE if timeout is None else timeout / 10):
+                    yield _event_in(message, queue)
                     if message is not None:
-                        yield message
                         message.ack()
                         quiet_since = time.monotonic()
-                    elif is_over():
+                    elif timeout is not None and time.monotonic() - quiet_since >= timeout:
                         return
         except Exception as error:  # noqa: BLE001 - each transport has exceptions of its own
             _log.warning("reply events of %s: connection lost, trying again: %s", queue, error)
-        if is_over():
-            return
         time.sleep(_FIRST_PAUSE)
+
+
+def _event_in(message: Message | None, queue: str) -> ReplyEvent | None:
+    if message is None:
+        return None
+    event = read_event(message.body, message.headers)
+    if event is None:
+        _log.warning("a message on %s was no reply event and has been dropped", queue)
+    return event
 
 
 def _consume(connection: Connection, queue: str, tick: float) -> Iterator[Message | None]:

@@ -25,7 +25,7 @@ class ResultStore:
     """The Redis that Celery keeps results in."""
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
-        self.pool = _pool(url, options)
+        self.pool: ConnectionPool = pool_for(url, options, (ConnectionPool, Sentinel, SentinelConnectionPool))
         self._redis = Redis(connection_pool=self.pool)
         self._looks = BoundedSemaphore(_LOOKS)
 
@@ -47,7 +47,19 @@ class ResultStore:
         self.pool.disconnect()
 
 
-def _pool(url: str, options: Mapping[str, Any]) -> ConnectionPool:
+def pool_for(url: str, options: Mapping[str, Any], kinds: tuple[Any, Any, Any]) -> Any:
+    """A pool of connections to the Redis at `url`.
+
+    Args:
+        url: of Redis, or of Sentinels, parted by `;`.
+        options: kombu's transport options.
+        kinds: redis-py's classes `ConnectionPool`, `Sentinel`, `SentinelConnectionPool`: the blocking ones, or those
+            of `redis.asyncio`, which are made alike.
+
+    Raises:
+        ValueError: the URL can't be understood, or a Sentinel's lacks the option `master_name`.
+    """
+    plain, sentinels, of_sentinel = kinds
     settings: dict[str, Any] = {
         "socket_timeout": SOCKET_TIMEOUT,
         "socket_connect_timeout": SOCKET_TIMEOUT,
@@ -56,15 +68,15 @@ def _pool(url: str, options: Mapping[str, Any]) -> ConnectionPool:
     if not url.startswith("sentinel://"):
         # Celery, which reads the same URL in the worker, also takes the names of the ssl module.
         url = url.replace("ssl_cert_reqs=CERT_", "ssl_cert_reqs=").replace("=REQUIRED", "=required")
-        return ConnectionPool.from_url(url, **settings, socket_keepalive=True)
+        return plain.from_url(url, **settings, socket_keepalive=True)
     if "master_name" not in options:
         raise ValueError("a Sentinel needs the transport option master_name")
     parts = [urlsplit(part) for part in url.split(";")]
     first = parts[0]
     login = {"username": unquote(first.username or "") or None, "password": unquote(first.password or "") or None}
-    sentinel = Sentinel(
+    sentinel = sentinels(
         [(part.hostname, part.port or 26379) for part in parts],
         sentinel_kwargs={**settings, **options.get("sentinel_kwargs", {})},
     )
     database = int(parts[-1].path.strip("/") or 0)
-    return SentinelConnectionPool(options["master_name"], sentinel, db=database, **login, **settings)
+    return of_sentinel(options["master_name"], sentinel, db=database, **login, **settings)

@@ -1,6 +1,5 @@
 """ImageClient: sends a request, waits for its answer, and returns the image or raises."""
 
-import logging
 import os
 import time
 import weakref
@@ -9,22 +8,16 @@ from contextlib import closing
 from typing import Any, Self
 
 from aries_images import contract
-from aries_images._answer import ReplyEvent, read_event
-from aries_images._broker import NotSentError, Outbox, take_messages
-from aries_images._credentials import Credentials, Signs
+from aries_images._answer import ReplyEvent
+from aries_images._broker import NotSentError, Outbox, take_events
+from aries_images._caller import Caller, body_of, headers_of
+from aries_images._credentials import Signs
 from aries_images._mailbox import Mailbox, Slot
 from aries_images._pending import PendingUpdate
-from aries_images._request import ABSENT, Absent, Outgoing, checked_request_id, checked_timeout, compose
+from aries_images._request import ABSENT, Absent, Outgoing, checked_request_id, checked_timeout
 from aries_images._result_store import ResultStore
 from aries_images.contract import Image
 from aries_images.errors import OutcomeUnknown
-
-#: Environment variables, with the defaults of the two servers.
-BROKER_URL = ("ARIES_BROKER_URL", "redis://127.0.0.1:6379/0")
-RESULT_URL = ("ARIES_RESULT_URL", "redis://127.0.0.1:6379/1")
-TOKEN_VARIABLE = "ARIES_TOKEN"  # noqa: S105 - a name
-
-_log = logging.getLogger(__name__)
 
 
 class _Lines:
@@ -71,11 +64,7 @@ class ImageClient:
         reply_to: str | None = None,
         transport_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self._broker_url = broker_url or os.environ.get(*BROKER_URL)
-        self._result_url = result_url or os.environ.get(*RESULT_URL)
-        self._credentials = Credentials(token or (None if key else os.environ.get(TOKEN_VARIABLE)), key)
-        self._reply_to = reply_to
-        self._options = transport_options or {}
+        self._caller = Caller(broker_url, result_url, token, key, reply_to, transport_options)
         self._lines_of: dict[int, _Lines] = {}
         self._closed = False
         self._lines()
@@ -149,10 +138,8 @@ class ImageClient:
                 when only the confirmation was lost, the request is on the queue all the same.
             ValueError: the timeout is not over 0 and at most a day.
         """
-        given = {"name": name, "os_type": os_type, "os_name": os_name, "description": description}
-        kwargs = {"id": id} | {field: value for field, value in given.items() if value is not ABSENT}
-        headers = {contract.IF_REVISION: if_revision, contract.TRACEPARENT: traceparent}
-        return self._start(request_id, kwargs, headers, timeout)
+        kwargs = body_of(id, name=name, os_type=os_type, os_name=os_name, description=description)
+        return self._start(request_id, kwargs, headers_of(if_revision, traceparent), timeout)
 
     def settle(self, request_id: str, *, timeout: float = 30.0) -> Image:
         """What became of a request, once and for all: for after `OutcomeUnknown`.
@@ -190,15 +177,8 @@ class ImageClient:
         lines = self._lines()
         slot = lines.mailbox.open(None if request_id is None else checked_request_id(request_id), deadline)
         try:
-            request = compose(
-                slot.request_id,
-                kwargs,
-                own_id=slot.own_id,
-                timeout=timeout,
-                headers=headers,
-                reply_to=self._reply_to,
-                credentials=self._credentials,
-                settles=settles,
+            request = self._caller.compose(
+                slot.request_id, kwargs, own_id=slot.own_id, headers=headers, timeout=timeout, settles=settles
             )
             _send(lines, slot, request)
         except BaseException:
@@ -217,14 +197,8 @@ class ImageClient:
             queue: the common queue or one of the caller's own.
             timeout: end after so many seconds without an event; default: never.
         """
-        messages = take_messages(self._broker_url, self._options, queue, timeout)
-        with closing(messages):
-            for message in messages:
-                event = read_event(message.body, message.headers)
-                if event is None:
-                    _log.warning("a message on %s was no reply event and has been dropped", queue)
-                else:
-                    yield event
+        with closing(take_events(self._caller.broker_url, self._caller.options, queue, timeout)) as events:
+            yield from (event for event in events if event is not None)
 
     def close(self) -> None:
         """Close every connection; the client can't be used afterwards."""
@@ -245,7 +219,7 @@ class ImageClient:
         if lines is None:
             if self._closed:
                 raise RuntimeError("the client is closed")
-            new = _Lines(self._broker_url, self._result_url, self._options)
+            new = _Lines(self._caller.broker_url, self._caller.result_url, self._caller.options)
             lines = self._lines_of.setdefault(new.pid, new)
             if lines is new:
                 weakref.finalize(self, new.close)
