@@ -6,7 +6,7 @@ BIN := .venv/bin
 SAY := @printf '\n==> %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help run test faults lint bench flower lock sbom audit clean
+.PHONY: help run test faults lint bench gateway flower lock sbom audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,9 @@ lint: .venv/.installed ## format, lint rules and types
 
 bench: .venv/.installed ## measure against other workers on servers of its own (ARGS=--help: more; some 15 minutes)
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+gateway: .venv/.installed ## PUT /aries/api/v1/image on http://127.0.0.1:8080, with /docs (ARGS="--port 80 --workers 4")
+	@$(BIN)/uvicorn gateway.app:app --port=8080 --no-access-log $(ARGS)
 
 flower: .venv-flower/.installed ## watch the worker in a browser, on http://127.0.0.1:5555
 	@.venv-flower/bin/celery --workdir deploy -A flower_app flower --address=127.0.0.1 --port=5555 $(ARGS)

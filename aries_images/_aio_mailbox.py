@@ -117,6 +117,15 @@ class Mailbox:
                 # Sent with the next subscription, or by the clock: nobody waits for this one.
                 self._commands.append(("UNSUBSCRIBE", waiting.key))
 
+    async def ping(self) -> None:
+        """Ask the server whether it is there.
+
+        Raises:
+            RedisError, OSError: it does not answer.
+        """
+        async with self._looking:
+            await self._redis.ping()
+
     async def close(self) -> None:
         """End the connections."""
         for task in self._tasks:

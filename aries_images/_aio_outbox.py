@@ -35,6 +35,13 @@ class Outbox(Protocol):
             NotSentError: the broker did not confirm it before the deadline.
         """
 
+    async def workers(self) -> int | None:
+        """How many workers listen to this broker; None where it can't be asked at once.
+
+        Raises:
+            RedisError, OSError: the broker does not answer.
+        """
+
     async def close(self) -> None:
         """Close the connections."""
 
@@ -60,6 +67,21 @@ def envelope(request: Outgoing) -> str:
     return json.dumps(message)
 
 
+#: A remote control command that is addressed to nobody, as kombu writes it: a worker reads it and lets it be.
+_TO_NOBODY = json.dumps(
+    {
+        "body": json.dumps({"method": "ping", "arguments": {}, "destination": ["nobody"]}),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {},
+        "properties": {
+            "delivery_tag": "nobody",
+            "delivery_info": {"exchange": "celery.pidbox", "routing_key": ""},
+        },
+    }
+)
+
+
 class RedisOutbox:
     """Sends over one connection to Redis. Belongs to the event loop in which it is first used."""
 
@@ -83,6 +105,12 @@ class RedisOutbox:
                 await sent  # cancelled with whoever waits, and then not sent if it is not on its way yet
         except TimeoutError:
             raise NotSentError(str(self._trouble or "no answer")) from self._trouble
+
+    async def workers(self) -> int | None:
+        """See `Outbox`. Redis counts who hears a publication, and each worker listens for remote control."""
+        database = self._pool.connection_kwargs.get("db") or 0
+        heard: int = await self._redis.publish(f"/{database}.celery.pidbox", _TO_NOBODY)
+        return heard
 
     async def close(self) -> None:
         """See `Outbox`."""
@@ -129,6 +157,10 @@ class ThreadOutbox:
                 await loop.run_in_executor(self._threads, self._outbox.send, request, deadline)
         except TimeoutError:
             raise NotSentError("all connections to the broker are busy") from None
+
+    async def workers(self) -> int | None:
+        """See `Outbox`."""
+        return None
 
     async def close(self) -> None:
         """See `Outbox`."""

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import redis.asyncio
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.exceptions import RedisError
 
 from aries_images import contract
 from aries_images._aio_mailbox import Mailbox, Waiting
@@ -150,7 +151,7 @@ class AsyncImageClient:
         if_revision: int | None = None,
         traceparent: str | None = None,
         timeout: float = 30.0,  # noqa: ASYNC109 - as above
-    ) -> Image:
+    ) -> AsyncPendingUpdate:
         """Send another's request: the body as it came, with his proof of who he is, never with this client's.
 
         Args:
@@ -161,15 +162,23 @@ class AsyncImageClient:
             traceparent: W3C trace context to pass on.
             timeout: seconds until this gives up.
 
-        Returns:
-            The image as the update left it.
-
         Raises:
-            AriesImagesError: as `ImageClient.update`.
-            ValueError: the timeout is not over 0 and at most a day.
+            AriesImagesError, ValueError: as `submit`.
         """
         headers = headers_of(if_revision, traceparent) | {contract.AUTHORIZATION: authorization}
-        return await self._ask(request_id, body, headers, timeout, credentials=Credentials(None, None))
+        return await self._start(request_id, body, headers, timeout, credentials=Credentials(None, None))
+
+    async def workers(self) -> int | None:
+        """How many workers listen, once both servers have answered; None where the broker is not Redis.
+
+        Raises:
+            OutcomeUnknown: one of the servers does not answer.
+        """
+        try:
+            await self._mailbox.ping()
+            return await self._outbox.workers()
+        except (RedisError, OSError) as error:
+            raise OutcomeUnknown(f"a server does not answer: {error}") from error
 
     async def _ask(
         self,

@@ -1,0 +1,1 @@
+"""The seed's HTTP route, in front of the queue."""
