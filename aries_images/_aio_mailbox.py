@@ -4,17 +4,19 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from math import inf
+from typing import Any
 
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.connection import Connection
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.exceptions import RedisError
 
 from aries_images._answer import answer_to
 from aries_images._request import Outgoing, result_key
-from aries_images._result_store import SOCKET_TIMEOUT
+from aries_images._result_store import SOCKET_TIMEOUT, pool_for
 from aries_images.contract import Image
 from aries_images.errors import AriesImagesError
 
@@ -25,6 +27,9 @@ _LOOK_EVERY = 1.0
 _KEYS_AT_ONCE = 200
 #: Seconds between two tries to connect.
 _PAUSE = 0.25
+
+#: The classes of redis-py that its pools are made of.
+POOLS = (ConnectionPool, Sentinel, SentinelConnectionPool)
 
 _log = logging.getLogger(__name__)
 
@@ -76,25 +81,40 @@ class Mailbox:
 
     async def open(self, request: Outgoing, deadline: float) -> Waiting | None:
         """A place for the answer to `request`, subscribed: send it now. None if that took until the deadline."""
+        opened = await self.open_all([request], deadline)
+        return opened[0] if opened else None
+
+    async def open_all(
+        self, requests: Sequence[Outgoing], deadline: float, *, kept_until: float | None = None
+    ) -> list[Waiting] | None:
+        """Places for the answers to all of `requests`, or None for none of them; forgotten after `kept_until`."""
         if not self._tasks:
             self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._look_now_and_then())]
-        waiting = Waiting(request, deadline)
+        opened = [self._add(Waiting(request, kept_until or deadline)) for request in requests]
+        awaited = [waiting.subscribed for waiting in opened if waiting.key not in self._subscribed]
+        if not awaited:
+            return opened
+        self._work.set()
+        try:
+            _, missing = await asyncio.wait(awaited, timeout=deadline - time.monotonic())
+        except BaseException:
+            self._leave_all(opened)
+            raise
+        if missing:
+            self._leave_all(opened)
+            return None
+        return opened
+
+    def _add(self, waiting: Waiting) -> Waiting:
         others = self._waiting.setdefault(waiting.key, [])
         others.append(waiting)
-        if waiting.key in self._subscribed:
-            return waiting
         if len(others) == 1:
             self._commands.append(("SUBSCRIBE", waiting.key))
-            self._work.set()
-        try:
-            await asyncio.wait([waiting.subscribed], timeout=deadline - time.monotonic())
-        except BaseException:
+        return waiting
+
+    def _leave_all(self, opened: Iterable[Waiting]) -> None:
+        for waiting in opened:
             self.leave(waiting)
-            raise
-        if waiting.subscribed.done():
-            return waiting
-        self.leave(waiting)
-        return None
 
     async def answer(self, waiting: Waiting, deadline: float) -> Image | AriesImagesError | None:
         """The answer; None if there is none at the deadline."""
@@ -212,8 +232,7 @@ class Mailbox:
             for waiting in everyone:
                 if waiting.deadline + _LOOK_EVERY < now:
                     self.leave(waiting)  # a pending update that nobody has asked for
-            async with self._looking:
-                await self._look_at([waiting for waiting in everyone if waiting.since + _LOOK_EVERY < now])
+            await self.look_for(waiting for waiting in everyone if waiting.since + _LOOK_EVERY < now)
             if self._commands:
                 self._work.set()
 
@@ -229,6 +248,11 @@ class Mailbox:
                     self._to_look |= everyone  # cancelled: the next one looks for the others
                     raise
 
+    async def look_for(self, everyone: Iterable[Waiting]) -> None:
+        """One look at the key of each."""
+        async with self._looking:
+            await self._look_at(everyone)
+
     async def _look_at(self, everyone: Iterable[Waiting]) -> None:
         left = list(everyone)
         while left:
@@ -240,3 +264,8 @@ class Mailbox:
                     records = await pipe.execute(raise_on_error=False)
                 for waiting, record in zip(some, records, strict=True):
                     waiting.hear(record, published=False)
+
+
+def mailbox_for(url: str, options: Mapping[str, Any]) -> Mailbox:
+    """The mailbox for results that are kept at `url`."""
+    return Mailbox(pool_for(url, options, POOLS))

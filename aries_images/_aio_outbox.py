@@ -6,19 +6,25 @@ import json
 import time
 import uuid
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any, Protocol
 
 from redis.asyncio import ConnectionPool, Redis
 from redis.exceptions import RedisError
 
 from aries_images import _broker, contract
+from aries_images._aio_mailbox import POOLS
 from aries_images._broker import NotSentError
 from aries_images._request import Outgoing
+from aries_images._result_store import pool_for
 
-#: Messages in one command.
+#: Calls whose messages go out in one command.
 _AT_ONCE = 100
+#: The brokers that are spoken to without kombu, and the transport options that are understood there.
+_REDIS = ("redis://", "rediss://", "sentinel://")
+_REDIS_OPTIONS = {"master_name", "sentinel_kwargs"}
 #: Seconds between two tries to reach the broker: first, and at most.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 1.0
 #: Threads that send through kombu.
@@ -28,11 +34,11 @@ _SENDERS = 4
 class Outbox(Protocol):
     """What sends requests."""
 
-    async def send(self, request: Outgoing, deadline: float) -> None:
-        """Put the request on the queue, trying again until `deadline` (monotonic) if the broker is away.
+    async def send(self, requests: Sequence[Outgoing], deadline: float) -> None:
+        """Put the requests on the queue, trying again until `deadline` (monotonic) if the broker is away.
 
         Raises:
-            NotSentError: the broker did not confirm it before the deadline.
+            NotSentError: the broker did not confirm all of them before the deadline.
         """
 
     async def workers(self) -> int | None:
@@ -88,17 +94,17 @@ class RedisOutbox:
     def __init__(self, pool: ConnectionPool) -> None:
         self._redis = Redis(connection_pool=pool)
         self._pool = pool
-        self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()
+        self._waiting: deque[tuple[list[str], asyncio.Future[None]]] = deque()
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._trouble: Exception | None = None
 
-    async def send(self, request: Outgoing, deadline: float) -> None:
+    async def send(self, requests: Sequence[Outgoing], deadline: float) -> None:
         """See `Outbox`."""
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((envelope(request), sent))
+        self._waiting.append(([envelope(request) for request in requests], sent))
         self._work.set()
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
@@ -124,12 +130,12 @@ class RedisOutbox:
         while True:
             await self._work.wait()
             self._waiting = deque(each for each in self._waiting if not each[1].done())
-            some = [self._waiting[number] for number in range(min(len(self._waiting), _AT_ONCE))]
+            some = list(islice(self._waiting, _AT_ONCE))
             if not some:
                 self._work.clear()
                 continue
             try:
-                await self._redis.lpush(contract.QUEUE, *(entry for entry, _ in some))
+                await self._redis.lpush(contract.QUEUE, *(entry for entries, _ in some for entry in entries))
             except (RedisError, OSError) as error:
                 self._trouble = error
                 await asyncio.sleep(pause)
@@ -149,12 +155,13 @@ class ThreadOutbox:
         self._outbox = _broker.Outbox(url, options)
         self._threads = ThreadPoolExecutor(_SENDERS, thread_name_prefix="aries-images-outbox")
 
-    async def send(self, request: Outgoing, deadline: float) -> None:
+    async def send(self, requests: Sequence[Outgoing], deadline: float) -> None:
         """See `Outbox`."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
-                await loop.run_in_executor(self._threads, self._outbox.send, request, deadline)
+                for request in requests:
+                    await loop.run_in_executor(self._threads, self._outbox.send, request, deadline)
         except TimeoutError:
             raise NotSentError("all connections to the broker are busy") from None
 
@@ -166,3 +173,11 @@ class ThreadOutbox:
         """See `Outbox`."""
         await asyncio.to_thread(self._threads.shutdown, cancel_futures=True)
         self._outbox.close()
+
+
+def outbox_for(url: str, options: Mapping[str, Any]) -> Outbox:
+    """What sends to the broker at `url`."""
+    single = url.startswith("sentinel://") or ";" not in url
+    if url.startswith(_REDIS) and single and options.keys() <= _REDIS_OPTIONS:
+        return RedisOutbox(pool_for(url, options, POOLS))
+    return ThreadOutbox(url, options)

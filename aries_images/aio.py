@@ -2,17 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from typing import Any, Self
 
-import redis.asyncio
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.exceptions import RedisError
 
 from aries_images import contract
-from aries_images._aio_mailbox import Mailbox, Waiting
-from aries_images._aio_outbox import Outbox, RedisOutbox, ThreadOutbox
+from aries_images._aio_mailbox import Mailbox, Waiting, mailbox_for
+from aries_images._aio_outbox import outbox_for
 from aries_images._answer import ReplyEvent
 from aries_images._broker import NotSentError, take_events
 from aries_images._caller import Caller, body_of, headers_of
@@ -25,14 +24,11 @@ from aries_images._request import (
     checked_timeout,
     new_request_id,
 )
-from aries_images._result_store import pool_for
+from aries_images._window import Window, reply_batches, requests_of
+from aries_images.bulk import WINDOW, BulkLine, ReplyFile
 from aries_images.contract import Image
 from aries_images.errors import AriesImagesError, OutcomeUnknown
 
-_KINDS = (redis.asyncio.ConnectionPool, Sentinel, SentinelConnectionPool)
-#: The brokers that are spoken to without kombu, and the transport options that are understood there.
-_REDIS = ("redis://", "rediss://", "sentinel://")
-_REDIS_OPTIONS = {"master_name", "sentinel_kwargs"}
 #: Instead of the StopIteration that no future can hold.
 _END = object()
 
@@ -99,8 +95,8 @@ class AsyncImageClient:
         transport_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._caller = Caller(broker_url, result_url, token, key, reply_to, transport_options)
-        self._mailbox = Mailbox(pool_for(self._caller.result_url, self._caller.options, _KINDS))
-        self._outbox = _outbox(self._caller.broker_url, self._caller.options)
+        self._mailbox = mailbox_for(self._caller.result_url, self._caller.options)
+        self._outbox = outbox_for(self._caller.broker_url, self._caller.options)
         self._closed = False
 
     async def update(  # noqa: PLR0913 - the fields of a request
@@ -168,6 +164,23 @@ class AsyncImageClient:
         headers = headers_of(if_revision, traceparent) | {contract.AUTHORIZATION: authorization}
         return await self._start(request_id, body, headers, timeout, credentials=Credentials(None, None))
 
+    async def update_many(
+        self,
+        lines: Iterable[BulkLine],
+        *,
+        window: int = WINDOW,
+        timeout: float = 30.0,  # noqa: ASYNC109 - of the silence between two answers
+        replies: ReplyFile | None = None,
+    ) -> AsyncGenerator[dict[str, Any]]:
+        """Send many requests, a window of them under way at any time; see `ImageClient.update_many`."""
+        self._check_open()
+        requests = requests_of(lines, self._caller, replies)
+        window_ = Window(self._mailbox, self._outbox, requests, window, checked_timeout(timeout))
+        async with aclosing(reply_batches(window_, replies)) as batches:
+            async for batch in batches:
+                for document in batch:
+                    yield document
+
     async def workers(self) -> int | None:
         """How many workers listen, once both servers have answered; None where the broker is not Redis.
 
@@ -202,8 +215,7 @@ class AsyncImageClient:
         seconds: float,
         **others: Any,
     ) -> AsyncPendingUpdate:
-        if self._closed:
-            raise RuntimeError("the client is closed")
+        self._check_open()
         deadline = time.monotonic() + checked_timeout(seconds)
         own_id = request_id is None
         id_ = new_request_id() if request_id is None else checked_request_id(request_id)
@@ -213,7 +225,7 @@ class AsyncImageClient:
             why = self._mailbox.trouble or "no answer"
             raise OutcomeUnknown(f"the result store can't be reached: {why}", request_id=request.about)
         try:
-            await self._outbox.send(request, deadline)
+            await self._outbox.send([request], deadline)
         except BaseException as error:
             self._mailbox.leave(waiting)
             if isinstance(error, NotSentError):
@@ -247,15 +259,12 @@ class AsyncImageClient:
         await self._mailbox.close()
         await self._outbox.close()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the client is closed")
+
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
-
-
-def _outbox(url: str, options: Mapping[str, Any]) -> Outbox:
-    single = url.startswith("sentinel://") or ";" not in url
-    if url.startswith(_REDIS) and single and options.keys() <= _REDIS_OPTIONS:
-        return RedisOutbox(pool_for(url, options, _KINDS))
-    return ThreadOutbox(url, options)

@@ -3,7 +3,7 @@
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from typing import Any, Self
 
@@ -16,6 +16,8 @@ from aries_images._mailbox import Mailbox, Slot
 from aries_images._pending import PendingUpdate
 from aries_images._request import ABSENT, Absent, Outgoing, checked_request_id, checked_timeout
 from aries_images._result_store import ResultStore
+from aries_images._window import blocking_batches
+from aries_images.bulk import WINDOW, BulkLine, ReplyFile
 from aries_images.contract import Image
 from aries_images.errors import OutcomeUnknown
 
@@ -185,6 +187,41 @@ class ImageClient:
             lines.mailbox.leave(slot)
             raise
         return PendingUpdate(request, slot, lines.mailbox, lines.results, keep=self)
+
+    def update_many(
+        self,
+        lines: Iterable[BulkLine],
+        *,
+        window: int = WINDOW,
+        timeout: float = 30.0,
+        replies: ReplyFile | None = None,
+    ) -> Generator[dict[str, Any]]:
+        """Send many requests, a window of them under way at any time; yields their replies as they come.
+
+        Two lines for one image are applied in their order, lines for several images in any. What is refused as too
+        many requests is sent again a second later, until it is not. A run that broke off, or raised, is gone on with
+        by calling this again with the same lines and the same file of replies: only what has no reply there is sent,
+        under the same request ids, so that nothing is applied twice.
+
+        Args:
+            lines: the seed's fields each, and `request_id` and `if_revision` if wanted; `bulk.read_lines` reads a file.
+                Without a `request_id` a line gets a new one, or, with `replies`, one that the next run knows again.
+            window: how many are under way at a time.
+            timeout: seconds without any answer until this gives up.
+            replies: where the replies are kept.
+
+        Yields:
+            The reply documents (contract 4): each line's, but for those that `replies` had before.
+
+        Raises:
+            OutcomeUnknown: no answer in time, or one of the servers can't be reached.
+            ValueError: the timeout is not over 0 and at most a day.
+        """
+        if self._closed:
+            raise RuntimeError("the client is closed")
+        with closing(blocking_batches(lines, self._caller, window, checked_timeout(timeout), replies)) as batches:
+            for batch in batches:
+                yield from batch
 
     def replies(self, queue: str = contract.REPLY_QUEUE, *, timeout: float | None = None) -> Iterator[ReplyEvent]:
         """Reply events as they come, each taken off the queue for good when the next one is asked for.
