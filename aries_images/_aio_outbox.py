@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from redis.asyncio import ConnectionPool, Redis
 from redis.exceptions import RedisError
 
-from aries_images import _broker, contract
+from aries_images import _broker
 from aries_images._broker import NotSentError
 from aries_images._request import Outgoing
 
@@ -58,7 +58,7 @@ def envelope(request: Outgoing) -> str:
             "correlation_id": sent["correlation_id"],
             "reply_to": sent["reply_to"],
             "delivery_mode": 2,
-            "delivery_info": {"exchange": "", "routing_key": contract.QUEUE},
+            "delivery_info": {"exchange": "", "routing_key": request.queue},
             "priority": 0,
             "body_encoding": "base64",
             "delivery_tag": str(uuid.uuid4()),
@@ -88,7 +88,7 @@ class RedisOutbox:
     def __init__(self, pool: ConnectionPool) -> None:
         self._redis = Redis(connection_pool=pool)
         self._pool = pool
-        self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()
+        self._waiting: deque[tuple[str, str, asyncio.Future[None]]] = deque()
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._trouble: Exception | None = None
@@ -98,7 +98,7 @@ class RedisOutbox:
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((envelope(request), sent))
+        self._waiting.append((request.queue, envelope(request), sent))
         self._work.set()
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
@@ -123,20 +123,21 @@ class RedisOutbox:
         pause = _FIRST_PAUSE
         while True:
             await self._work.wait()
-            self._waiting = deque(each for each in self._waiting if not each[1].done())
+            self._waiting = deque(each for each in self._waiting if not each[-1].done())
             some = [self._waiting[number] for number in range(min(len(self._waiting), _AT_ONCE))]
             if not some:
                 self._work.clear()
                 continue
             try:
-                await self._redis.lpush(contract.QUEUE, *(entry for entry, _ in some))
+                for name in sorted({queue for queue, _, _ in some}):
+                    await self._redis.lpush(name, *(entry for queue, entry, _ in some if queue == name))
             except (RedisError, OSError) as error:
                 self._trouble = error
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
                 pause, self._trouble = _FIRST_PAUSE, None
-                for _, sent in some:
+                for _, _, sent in some:
                     self._waiting.popleft()
                     if not sent.done():
                         sent.set_result(None)

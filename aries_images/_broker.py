@@ -12,7 +12,6 @@ from kombu.entity import Queue
 from kombu.message import Message
 from kombu.messaging import Consumer, Producer
 
-from aries_images import contract
 from aries_images._answer import ReplyEvent, read_event
 from aries_images._request import Outgoing
 from aries_images._result_store import SOCKET_TIMEOUT
@@ -92,7 +91,7 @@ class Outbox:
             producer = producer or self._producer(deadline)
             producer.publish(
                 request.body,
-                routing_key=contract.QUEUE,
+                routing_key=request.queue,
                 headers=request.headers,
                 delivery_mode="persistent",
                 confirm_timeout=SOCKET_TIMEOUT,
