@@ -1,5 +1,8 @@
 """Celery's settings: each departure from a default, with its reason."""
 
+from kombu import Exchange, Queue
+
+from aries_images import contract
 from worker.settings import load_settings
 
 SETTINGS = load_settings()
@@ -8,10 +11,11 @@ broker_url = SETTINGS.broker_url
 result_backend = SETTINGS.result_url
 include = ["tasks.update_image", "tasks.settle_request", "tasks.prune_ledger"]
 
-# One queue, named like the task. A direct queue without an exchange of its own: nothing to lose on the way into it.
-task_default_queue = "image.update"
+# Two queues: one named like the task, and one for what can wait. Without an exchange of their own: nothing to lose on
+# the way into them.
+task_queues = [Queue(name, Exchange(""), routing_key=name) for name in contract.QUEUES]
+task_default_queue = task_default_routing_key = contract.QUEUE
 task_default_exchange = ""
-task_default_routing_key = "image.update"
 
 # JSON alone: pickle and YAML run code.
 accept_content = result_accept_content = ["json"]
@@ -61,8 +65,10 @@ broker_transport_options = {
     # `send_task("image.update", …)` of a stock caller who names no queue: taken from Celery's default list, which may
     # be another application's, so nothing else is.
     "strays_list": "celery",
-    "strays_task": "image.update",
-    "strays_queue": "image.update",
+    "strays_task": contract.TASK,
+    "strays_queue": contract.QUEUE,
+    # What is taken after everything else, and leaves it its room.
+    "queues_behind": (contract.BULK_QUEUE,),
     "unacked_restore_interval": 1,
     # A connection that is dead without either end knowing is found out in twice this time.
     "health_check_interval": 3,
