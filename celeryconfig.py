@@ -6,6 +6,7 @@ from aries_images import contract
 from worker.settings import load_settings
 
 SETTINGS = load_settings()
+SPEAKS_AMQP = SETTINGS.broker_url.startswith(("amqp://", "amqps://", "pyamqp://"))
 
 broker_url = SETTINGS.broker_url
 result_backend = SETTINGS.result_url
@@ -13,7 +14,10 @@ include = ["tasks.update_image", "tasks.settle_request", "tasks.prune_ledger"]
 
 # Two queues: one named like the task, and one for what can wait. Without an exchange of their own: nothing to lose on
 # the way into them.
-task_queues = [Queue(name, Exchange(""), routing_key=name) for name in contract.QUEUES]
+task_queues = [
+    Queue(name, Exchange(""), routing_key=name, queue_arguments=contract.AMQP_ARGUMENTS if SPEAKS_AMQP else None)
+    for name in contract.QUEUES
+]
 task_default_queue = task_default_routing_key = contract.QUEUE
 task_default_exchange = ""
 
@@ -76,6 +80,12 @@ broker_transport_options = {
     "socket_connect_timeout": 3,
     "socket_keepalive": True,
 }
+if SPEAKS_AMQP:
+    # Quorum queues: a message is on most of the servers before it is confirmed, and each delivery is counted. What is
+    # sent is sent when that is confirmed; the heartbeat ends a connection that nobody hears any more.
+    broker_transport_options = {"confirm_publish": True, "read_timeout": 5, "write_timeout": 5}
+    broker_heartbeat = 10
+    task_create_missing_queue_type = "quorum"
 if SETTINGS.sentinel_master:
     broker_transport_options["master_name"] = SETTINGS.sentinel_master
     result_backend_transport_options = {"master_name": SETTINGS.sentinel_master}

@@ -17,6 +17,8 @@ TASK = "image.update"
 QUEUE = "image.update"
 BULK_QUEUE = "image.update.bulk"
 QUEUES = (QUEUE, BULK_QUEUE)
+#: What both are declared with on RabbitMQ, by whoever declares them.
+AMQP_ARGUMENTS = {"x-queue-type": "quorum"}
 #: The task that finds out what became of a request, on the same queue. Its only argument is `request_id`.
 SETTLE_TASK = "image.settle"
 #: The queue of reply events for callers who name none of their own.

