@@ -1,5 +1,6 @@
 """What RabbitMQ does otherwise than our Redis transport: deliveries are counted by it, and confirmed one by one."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,6 +10,8 @@ from kombu import Connection, Queue
 from kombu.message import Message as Received
 
 from aries_images import contract
+
+logger = logging.getLogger(__name__)
 
 SCHEMES = ("amqp://", "amqps://", "pyamqp://")
 #: Where messages wait that were given up on.
@@ -41,6 +44,7 @@ def count_deliveries(message: Received) -> None:
 
 def bury(app: Any, message: Received, reason: str) -> None:
     """Put a message with the dead letters, as it came; headers say why, and which queue it is from."""
+    logger.error("a message is put with the dead letters: %s", reason.replace("_", " "))
     limit = app.settings.dead_letters_max
     arguments = contract.AMQP_ARGUMENTS | {"x-max-length": limit}
     queue = Queue(DEAD_QUEUE, queue_arguments=arguments)
@@ -72,9 +76,11 @@ def send(connection: Connection, messages: Iterable[Outgoing], queues: Mapping[s
     Raises:
         NotConfirmedError: it can't be reached, or did not confirm everything.
     """
-    errors = (*connection.connection_errors, *connection.channel_errors)
+    # The library stumbles over its own missing parts when a connection is lost at certain moments.
+    errors = (*connection.connection_errors, *connection.channel_errors, AttributeError)
     for is_last in (False, True):
         try:
+            connection.connect()
             with connection.channel() as channel:
                 for name, arguments in queues.items():
                     _declare(connection, name, arguments)
