@@ -41,10 +41,12 @@ class PostgresServer(Server):
     # Immediate: the server takes its own child processes along, which SIGKILL would leave behind for a while.
     death = signal.SIGQUIT
 
-    def __init__(self, folder: Path, port: int | None = None, *, fsync: bool = True) -> None:
+    def __init__(self, folder: Path, port: int | None = None, *, fsync: bool = True, address: str = "") -> None:
         super().__init__(folder, port)
         self._data = self.folder / "data"
         self._fsync = fsync
+        #: Another address of this machine that it is to be reached at, by whoever comes from its subnet (of 256).
+        self._address = address
 
     @property
     def url(self) -> str:
@@ -66,9 +68,12 @@ class PostgresServer(Server):
             words = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
             initdb = [*prefix, binaries / "initdb", *words, "-D", self._data]
             subprocess.run(initdb, check=True, stdout=log, stderr=log, cwd=self.folder)
+            if self._address:
+                with (self._data / "pg_hba.conf").open("a") as trusted:
+                    trusted.write(f"host all all {self._address}/24 trust\n")
         settings = {
             "port": self.port,
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": ",".join(filter(None, ("127.0.0.1", self._address))),
             "unix_socket_directories": "",  # their paths may be too long for a socket
             "max_connections": 200,
             "fsync": "on" if self._fsync else "off",
