@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from kombu import Connection, Queue
+from kombu import Connection, Queue, pools
 
 from aries_images import ImageClient, contract
 from tests.faults.account import Book
@@ -44,6 +44,7 @@ def environment(rabbit: RabbitServer) -> dict[str, str]:
 
 
 def start(there: Town, rabbit: RabbitServer, number: int) -> None:
+    pools.reset()  # kombu keeps connections for the whole process; a test before this one has broken them
     there.app.conf.broker_url = rabbit.url
     there.ready(*(there.worker(**environment(rabbit)) for _ in range(number)))
 
