@@ -65,9 +65,8 @@ class PostgresServer(Server):
         binaries = _postgres_binaries()
         prefix = _not_root(self.folder)
         if not self._data.exists():
-            words = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
-            initdb = [*prefix, binaries / "initdb", *words, "-D", self._data]
-            subprocess.run(initdb, check=True, stdout=log, stderr=log, cwd=self.folder)
+            command = [*prefix, *self._creation(binaries), "-D", self._data]
+            subprocess.run(command, check=True, stdout=log, stderr=log, cwd=self.folder)
             if self._address:
                 with (self._data / "pg_hba.conf").open("a") as trusted:
                     trusted.write(f"host all all {self._address}/24 trust\n")
@@ -82,6 +81,11 @@ class PostgresServer(Server):
         postgres = [*prefix, binaries / "postgres", "-D", self._data, *options]
         return start_child(postgres, death=self.death, stdout=log, stderr=log, cwd=self.folder)
 
+    def _creation(self, binaries: Path) -> list[str | Path]:
+        """What makes its data."""
+        words = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
+        return [binaries / "initdb", *words]
+
     def _answers(self, pid: int) -> bool:
         status = self._data / "postmaster.pid"
         try:
@@ -91,6 +95,25 @@ class PostgresServer(Server):
         except (OSError, ValueError, psycopg.OperationalError):
             return False
         return True
+
+
+class StandbyServer(PostgresServer):
+    """A PostgreSQL that follows another one, until it is promoted."""
+
+    def __init__(self, folder: Path, primary: PostgresServer) -> None:
+        super().__init__(folder, fsync=False)
+        self._primary = primary
+
+    def promote(self) -> None:
+        """Follow no more; take writes."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute("SELECT pg_promote()")
+
+    def _creation(self, binaries: Path) -> list[str | Path]:
+        if not (binaries / "pg_basebackup").exists():
+            raise ServerFailedError(f"there is no pg_basebackup in {binaries}")
+        source = ["-h", "127.0.0.1", "-p", str(self._primary.port), "-U", "postgres"]
+        return [binaries / "pg_basebackup", *source, "--write-recovery-conf", "--checkpoint=fast", "--no-sync"]
 
 
 def _postgres_binaries() -> Path:
