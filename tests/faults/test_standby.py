@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
@@ -40,6 +41,19 @@ def following(primary: PostgresServer, folder: Path) -> Iterator[StandbyServer]:
         standby.stop()
 
 
+@contextmanager
+def frozen(server: PostgresServer) -> Iterator[None]:
+    """All its processes stand still meanwhile."""
+    assert server.process is not None
+    main = psutil.Process(server.process.pid)
+    everyone = [main, *main.children(recursive=True)]
+    for process in everyone:
+        process.suspend()
+    yield
+    for process in everyone:
+        process.resume()
+
+
 def test_the_primary_is_killed_and_the_standby_promoted(size: Callable[[int, int], int], tmp_path: Path) -> None:
     with town(own=True, workers=0) as there, following(there.postgres, tmp_path / "standby") as standby:
         url = either(there.postgres, standby)
@@ -47,8 +61,9 @@ def test_the_primary_is_killed_and_the_standby_promoted(size: Callable[[int, int
         book = there.book(timeouts=(3, 10))
         with book.callers(16, size(3000, 20_000)):
             time.sleep(1.5)
-            there.postgres.kill()
-            time.sleep(0.5)
+            with frozen(standby):  # so that there is something to lose
+                time.sleep(0.5)
+                there.postgres.kill()
             standby.promote()
             back = time.monotonic()
             book.keep_going(1000)
