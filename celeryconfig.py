@@ -1,17 +1,25 @@
 """Celery's settings: each departure from a default, with its reason."""
 
+from kombu import Exchange, Queue
+
+from aries_images import contract
 from worker.settings import load_settings
 
 SETTINGS = load_settings()
+SPEAKS_AMQP = SETTINGS.broker_url.startswith(("amqp://", "amqps://", "pyamqp://"))
 
 broker_url = SETTINGS.broker_url
 result_backend = SETTINGS.result_url
 include = ["tasks.update_image", "tasks.settle_request", "tasks.prune_ledger"]
 
-# One queue, named like the task. A direct queue without an exchange of its own: nothing to lose on the way into it.
-task_default_queue = "image.update"
+# Two queues: one named like the task, and one for what can wait. Without an exchange of their own: nothing to lose on
+# the way into them.
+task_queues = [
+    Queue(name, Exchange(""), routing_key=name, queue_arguments=contract.AMQP_ARGUMENTS if SPEAKS_AMQP else None)
+    for name in contract.QUEUES
+]
+task_default_queue = task_default_routing_key = contract.QUEUE
 task_default_exchange = ""
-task_default_routing_key = "image.update"
 
 # JSON alone: pickle and YAML run code.
 accept_content = result_accept_content = ["json"]
@@ -61,8 +69,10 @@ broker_transport_options = {
     # `send_task("image.update", …)` of a stock caller who names no queue: taken from Celery's default list, which may
     # be another application's, so nothing else is.
     "strays_list": "celery",
-    "strays_task": "image.update",
-    "strays_queue": "image.update",
+    "strays_task": contract.TASK,
+    "strays_queue": contract.QUEUE,
+    # What is taken after everything else, and leaves it its room.
+    "queues_behind": (contract.BULK_QUEUE,),
     "unacked_restore_interval": 1,
     # A connection that is dead without either end knowing is found out in twice this time.
     "health_check_interval": 3,
@@ -70,6 +80,12 @@ broker_transport_options = {
     "socket_connect_timeout": 3,
     "socket_keepalive": True,
 }
+if SPEAKS_AMQP:
+    # Quorum queues: a message is on most of the servers before it is confirmed, and each delivery is counted. What is
+    # sent is sent when that is confirmed; the heartbeat ends a connection that nobody hears any more.
+    broker_transport_options = {"confirm_publish": True, "read_timeout": 5, "write_timeout": 5}
+    broker_heartbeat = 10
+    task_create_missing_queue_type = "quorum"
 if SETTINGS.sentinel_master:
     broker_transport_options["master_name"] = SETTINGS.sentinel_master
     result_backend_transport_options = {"master_name": SETTINGS.sentinel_master}

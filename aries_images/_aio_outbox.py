@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from redis.asyncio import ConnectionPool, Redis
 from redis.exceptions import RedisError
 
-from aries_images import _broker, contract
+from aries_images import _broker
 from aries_images._aio_mailbox import POOLS
 from aries_images._broker import NotSentError
 from aries_images._request import Outgoing
@@ -64,7 +64,7 @@ def envelope(request: Outgoing) -> str:
             "correlation_id": sent["correlation_id"],
             "reply_to": sent["reply_to"],
             "delivery_mode": 2,
-            "delivery_info": {"exchange": "", "routing_key": contract.QUEUE},
+            "delivery_info": {"exchange": "", "routing_key": request.queue},
             "priority": 0,
             "body_encoding": "base64",
             "delivery_tag": str(uuid.uuid4()),
@@ -94,7 +94,7 @@ class RedisOutbox:
     def __init__(self, pool: ConnectionPool) -> None:
         self._redis = Redis(connection_pool=pool)
         self._pool = pool
-        self._waiting: deque[tuple[list[str], asyncio.Future[None]]] = deque()
+        self._waiting: deque[tuple[list[tuple[str, str]], asyncio.Future[None]]] = deque()
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._trouble: Exception | None = None
@@ -104,7 +104,7 @@ class RedisOutbox:
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(([envelope(request) for request in requests], sent))
+        self._waiting.append(([(request.queue, envelope(request)) for request in requests], sent))
         self._work.set()
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
@@ -135,7 +135,7 @@ class RedisOutbox:
                 self._work.clear()
                 continue
             try:
-                await self._redis.lpush(contract.QUEUE, *(entry for entries, _ in some for entry in entries))
+                await self._push([entry for entries, _ in some for entry in entries])
             except (RedisError, OSError) as error:
                 self._trouble = error
                 await asyncio.sleep(pause)
@@ -146,6 +146,10 @@ class RedisOutbox:
                     self._waiting.popleft()
                     if not sent.done():
                         sent.set_result(None)
+
+    async def _push(self, entries: list[tuple[str, str]]) -> None:
+        for name in sorted({queue for queue, _ in entries}):
+            await self._redis.lpush(name, *(entry for queue, entry in entries if queue == name))
 
 
 class ThreadOutbox:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from queue import Empty, LifoQueue
 from typing import Any
 
+from amqp.exceptions import NotFound
 from kombu.connection import Connection
 from kombu.entity import Queue
 from kombu.message import Message
@@ -92,7 +93,7 @@ class Outbox:
             producer = producer or self._producer(deadline)
             producer.publish(
                 request.body,
-                routing_key=contract.QUEUE,
+                routing_key=request.queue,
                 headers=request.headers,
                 delivery_mode="persistent",
                 confirm_timeout=SOCKET_TIMEOUT,
@@ -111,6 +112,10 @@ class Outbox:
         if connection.transport.driver_type == "redis":
             # Else it builds a new client object for each message, which takes a tenth of the whole call.
             channel._create_client = lambda: channel.client  # noqa: SLF001
+        if connection.transport.driver_type == "amqp":
+            # A queue that is not there yet takes no message, and that is confirmed all the same.
+            for name in contract.QUEUES:
+                Queue(name, channel=channel, queue_arguments=contract.AMQP_ARGUMENTS).declare()
         return Producer(channel)
 
     def close(self) -> None:
@@ -144,6 +149,8 @@ def _consumer_options(queue: str) -> dict[str, Any]:
 
 
 _CONSUMER_SOCKET_TIMEOUT = 5.0
+#: Seconds between two looks for a queue that is not there.
+_NO_QUEUE_PAUSE = 0.5
 
 
 def take_events(
@@ -170,6 +177,9 @@ def take_events(
                         quiet_since = time.monotonic()
                     elif timeout is not None and time.monotonic() - quiet_since >= timeout:
                         return
+        except NotFound:  # AMQP: the worker has yet to make it, or it vanished for want of replies
+            yield None
+            time.sleep(_NO_QUEUE_PAUSE)
         except Exception as error:  # noqa: BLE001 - each transport has exceptions of its own
             _log.warning("reply events of %s: connection lost, trying again: %s", queue, error)
         time.sleep(_FIRST_PAUSE)
@@ -187,7 +197,9 @@ def _event_in(message: Message | None, queue: str) -> ReplyEvent | None:
 def _consume(connection: Connection, queue: str, tick: float) -> Iterator[Message | None]:
     """One message after the other; None each time that none has come for `tick` seconds."""
     arrived: list[Message] = []
-    with Consumer(connection.channel(), [Queue(queue)], on_message=arrived.append, prefetch_count=1):
+    # On AMQP the worker alone declares it: with arguments that it knows, and all have to agree on.
+    declared = Queue(queue, no_declare=connection.transport.driver_type == "amqp")
+    with Consumer(connection.channel(), [declared], on_message=arrived.append, prefetch_count=1):
         while True:
             with suppress(TimeoutError):
                 connection.drain_events(timeout=min(tick, _LONGEST_PAUSE))

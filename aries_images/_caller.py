@@ -52,6 +52,7 @@ class Caller:
         timeout: float,
         settles: str | None = None,
         credentials: Credentials | None = None,
+        queue: str = contract.QUEUE,
     ) -> Outgoing:
         """The message of one call; `credentials` take the place of the caller's own.
 
@@ -67,4 +68,5 @@ class Caller:
             reply_to=self._reply_to,
             credentials=credentials or self._credentials,
             settles=settles,
+            queue=queue,
         )

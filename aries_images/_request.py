@@ -52,6 +52,8 @@ class Outgoing:
     body: str
     headers: dict[str, Any]
     properties: dict[str, Any]
+    #: One of `contract.QUEUES`.
+    queue: str = contract.QUEUE
 
 
 def new_request_id() -> str:
@@ -96,6 +98,7 @@ def compose(  # noqa: PLR0913 - the parts of a message
     reply_to: str | None,
     credentials: Credentials,
     settles: str | None = None,
+    queue: str = contract.QUEUE,
 ) -> Outgoing:
     """The message that asks for `kwargs`, as a Celery client would write it (protocol 2, JSON).
 
@@ -129,6 +132,7 @@ def compose(  # noqa: PLR0913 - the parts of a message
             "correlation_id": request_id,
             "reply_to": reply_to or "",
         },
+        queue=queue,
     )
 
 

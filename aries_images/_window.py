@@ -11,6 +11,7 @@ from itertools import islice
 from math import inf
 from typing import Any, NamedTuple, TypeVar
 
+from aries_images import contract
 from aries_images._aio_mailbox import Mailbox, Waiting, mailbox_for
 from aries_images._aio_outbox import Outbox, outbox_for
 from aries_images._broker import NotSentError
@@ -192,7 +193,14 @@ def _outgoing(asked: BulkRequest, caller: Caller) -> Outgoing | InvalidParameter
     headers = headers_of(asked.if_revision, None)
     try:
         # The deadline is a day away: a run that was stopped can be gone on with, and finds what became of each.
-        return caller.compose(asked.request_id, asked.body, own_id=False, headers=headers, timeout=MAX_TIMEOUT)
+        return caller.compose(
+            asked.request_id,
+            asked.body,
+            own_id=False,
+            headers=headers,
+            timeout=MAX_TIMEOUT,
+            queue=contract.BULK_QUEUE,
+        )
     except InvalidParameter as error:
         return error
 

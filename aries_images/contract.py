@@ -12,9 +12,13 @@ from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-#: Name of the Celery task, and of the queue that requests wait in.
+#: Name of the Celery task, and of the two queues that requests wait in: a worker takes from the first one first.
 TASK = "image.update"
 QUEUE = "image.update"
+BULK_QUEUE = "image.update.bulk"
+QUEUES = (QUEUE, BULK_QUEUE)
+#: What both are declared with on RabbitMQ, by whoever declares them.
+AMQP_ARGUMENTS = {"x-queue-type": "quorum"}
 #: The task that finds out what became of a request, on the same queue. Its only argument is `request_id`.
 SETTLE_TASK = "image.settle"
 #: The queue of reply events for callers who name none of their own.

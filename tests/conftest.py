@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import psycopg
@@ -17,17 +19,18 @@ from models.migrations import upgrade
 from tests import servers
 from worker.embedded import ServerFailedError
 
+Given = TypeVar("Given")
 #: Numbers for databases; the process id keeps test processes on one server apart.
 _numbers = itertools.count()
 
 
-def _running(server: AbstractContextManager[str]) -> Iterator[str]:
+def _running(server: AbstractContextManager[Given]) -> Iterator[Given]:
     """A server for the whole run. One that is missing is a reason to skip on a desk, and a failure in CI."""
     try:
-        url = server.__enter__()
+        given = server.__enter__()
     except ServerFailedError as error:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
-    yield url
+    yield given
     server.__exit__(None, None, None)
 
 
@@ -41,6 +44,15 @@ def redis_url() -> Iterator[str]:
 def postgres_url() -> Iterator[str]:
     """A real PostgreSQL: the URL of a database to create others from."""
     yield from _running(servers.postgres())
+
+
+@pytest.fixture(scope="session")
+def rabbit_server() -> Iterator[servers.RabbitServer]:
+    """A real RabbitMQ, which a test may stop and start again."""
+    with TemporaryDirectory(prefix="aries-") as folder:
+        server = servers.RabbitServer(Path(folder))
+        for _ in _running(server):
+            yield server
 
 
 def _empty(url: str) -> str:

@@ -167,9 +167,9 @@ class Site:
 
     # --- Redis ---
 
-    def push(self, *messages: dict[str, Any] | str | bytes) -> None:
+    def push(self, *messages: dict[str, Any] | str | bytes, queue: str = contract.QUEUE) -> None:
         """What a caller does; in this order."""
-        self.broker.lpush(contract.QUEUE, *(json.dumps(one) if isinstance(one, dict) else one for one in messages))
+        self.broker.lpush(queue, *(json.dumps(one) if isinstance(one, dict) else one for one in messages))
 
     def leases(self) -> list[bytes]:
         return list(self.broker.hvals(Keys().leases))
@@ -208,7 +208,7 @@ class Site:
 
     def is_at_rest(self) -> bool:
         """Whether nothing waits, and nothing is held."""
-        return not self.broker.exists(contract.QUEUE, Keys().leases, Keys().ends)
+        return not self.broker.exists(*contract.QUEUES, Keys().leases, Keys().ends)
 
     # --- the database ---
 

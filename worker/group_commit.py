@@ -26,8 +26,10 @@ from worker.task import REVOKED, Answer, BatchTask, Delivery, jitter, pause_afte
 
 logger = get_logger(__name__)
 
-#: Batches that a worker holds beside those under way, so that none waits for the queue.
+#: Batches of each lane that a worker holds, those under way among them, so that none waits for the queue.
 _WINDOWS = 2
+#: Batches in a row that the lane in front may have while bulk waits: one in ten is bulk's, which never stands still.
+_IN_A_ROW = 9
 #: Seconds between two tries to send answers while Redis is away.
 _SEND_AGAIN = 0.5
 #: Seconds that one thread may keep the interpreter from the other. A batch makes some eight round trips; with Python's
@@ -57,10 +59,41 @@ class Job:
         request: dict[str, Any] = self.arguments[2]
         return request
 
+    @property
+    def is_bulk(self) -> bool:
+        """Whether it came over the queue for what can wait."""
+        return (self.request.get("delivery_info") or {}).get("routing_key") == contract.BULK_QUEUE
+
     def terminate(self, _signal: Any) -> None:
         """A batch that runs can't be stopped; its transaction takes milliseconds."""
 
 
+class _Lanes:
+    """What waits, in two lanes; a batch is of one of them, so that the two share neither a transaction nor its fate."""
+
+    def __init__(self) -> None:
+        self._in_front: deque[Job] = deque()
+        self._bulk: deque[Job] = deque()
+        self._in_a_row = 0
+
+    def append(self, job: Job) -> None:
+        (self._bulk if job.is_bulk else self._in_front).append(job)
+
+    def next(self) -> deque[Job]:
+        """The lane that the next batch is taken from: the one in front, unless it is bulk's turn."""
+        is_passed_over = bool(self._in_front and self._bulk) and self._in_a_row < _IN_A_ROW
+        self._in_a_row = self._in_a_row + 1 if is_passed_over else 0
+        return self._in_front if is_passed_over or not self._bulk else self._bulk
+
+    def clear(self) -> None:
+        self._in_front.clear()
+        self._bulk.clear()
+
+    def __len__(self) -> int:
+        return len(self._in_front) + len(self._bulk)
+
+
+_Jobs = _Lanes | deque[Job]
 #: The requests of a batch that have an answer.
 Decided = list[tuple[Job, Answer]]
 
@@ -75,7 +108,7 @@ class Pool(BasePool):  # type: ignore[misc]  # Celery has no types
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._waiting: deque[Job] = deque()
+        self._waiting = _Lanes()
         self._undecided: deque[Job] = deque()
         self._lock = threading.Lock()
         #: Somebody put something into `_waiting`, or `_undecided`; or the pool closes.
@@ -177,7 +210,7 @@ class Pool(BasePool):  # type: ignore[misc]  # Celery has no types
 
     # --- the batch threads ---
 
-    def _run(self, jobs: deque[Job], filled: threading.Condition, pause: Callable[[], None] | None = None) -> None:
+    def _run(self, jobs: _Jobs, filled: threading.Condition, pause: Callable[[], None] | None = None) -> None:
         while batch := self._next_batch(jobs, filled, pause):
             self._run_batch(batch)
 
@@ -197,19 +230,20 @@ class Pool(BasePool):  # type: ignore[misc]  # Celery has no types
                 logger.critical("a request broke off and goes back to the queue", exc_info=True)
                 self.report(functools.partial(_give_back, batch[0]))
 
-    def _next_batch(self, jobs: deque[Job], filled: threading.Condition, pause: Callable[[], None] | None) -> list[Job]:
-        """What there is in `jobs`, up to a full batch of one task; empty when the pool closes."""
+    def _next_batch(self, jobs: _Jobs, filled: threading.Condition, pause: Callable[[], None] | None) -> list[Job]:
+        """What there is in `jobs`, or one lane of them, up to a full batch of one task; empty when the pool closes."""
         with self._lock:
             filled.wait_for(lambda: jobs or self._closing)
             if pause:
                 pause()
             batch: list[Job] = []
-            while jobs and not self._closing and len(batch) < self.app.settings.batch_max:
-                name = jobs[0].arguments[0]
+            lane = jobs.next() if isinstance(jobs, _Lanes) else jobs
+            while lane and not self._closing and len(batch) < self.app.settings.batch_max:
+                name = lane[0].arguments[0]
                 alone = not isinstance(self.app.tasks[name], BatchTask)
                 if batch and (alone or name != batch[0].arguments[0]):
                     break
-                batch.append(jobs.popleft())
+                batch.append(lane.popleft())
                 if alone:
                     break
             return batch
@@ -274,7 +308,7 @@ class _Batch:
             self._pool.try_again(undecided)
 
     def _send(self, answers: list[Answer]) -> bool:
-        """Send the answers, however long Redis is away; the leases are kept, and no more than a window is held."""
+        """Send the answers, however long Redis is away; the leases are kept, and no more than the windows are held."""
         while True:
             try:
                 self._task.backend.send_answers(answers)

@@ -27,8 +27,10 @@ from worker.leases import Keys, Leases
 
 logger = logging.getLogger(__name__)
 
-#: Messages taken at once where no prefetch limit is set.
-_UNLIMITED = 100
+#: Messages taken at once from a lane: where no prefetch limit is set, and at most (Lua's stack is small).
+_UNLIMITED, _AT_ONCE = 100, 1000
+#: Seconds until the next look while messages of the lane behind are held: there may be room again for more of them.
+_SHORT_WAIT = 0.01
 #: Seconds between two looks at the leases.
 _TEND_SECONDS = 1.0
 #: Seconds until the next look at a queue that cannot be waited at.
@@ -44,16 +46,47 @@ def leases_of_this_process() -> Leases:
 
 
 class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu has no types
-    """Kombu's book of what is delivered and not acknowledged, kept with leases."""
+    """Kombu's book of what is delivered and not acknowledged, kept with leases.
+
+    Each lane has the prefetch limit to itself, so that what is held from behind takes no room from what is in front.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._behind: set[str] = set()
+
+    def can_consume(self) -> bool:
+        """Whether there is room for what the channel waits for; then the other lane is looked at too."""
+        in_front, behind = self.rooms()
+        return (in_front if self.channel.waits_in_front else behind) > 0
+
+    def rooms(self) -> tuple[int, int]:
+        """How many messages may be taken from the lane in front, and from the one behind."""
+        if not self.prefetch_count:
+            return _UNLIMITED, _UNLIMITED
+        behind = len(self._behind)
+        in_front = len(self._delivered) - len(self._dirty) - behind
+        return max(self.prefetch_count - in_front, 0), max(self.prefetch_count - behind, 0)
+
+    @property
+    def holds_behind(self) -> bool:
+        """Whether messages of the lane behind are held."""
+        return bool(self._behind)
 
     def append(self, message: virtual.Message, delivery_tag: str) -> None:
         """A message was delivered; its lease was taken before it came."""
         leases_of_this_process().hold(delivery_tag)
+        if message.delivery_info["routing_key"] in self.channel.queues_behind:
+            self._behind.add(delivery_tag)
         virtual.QoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
         """A message is answered."""
         leases_of_this_process().release(delivery_tag)
+        self._done(delivery_tag)
+
+    def _done(self, delivery_tag: str) -> None:
+        self._behind.discard(delivery_tag)
         virtual.QoS.ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  # kombu's signature
@@ -62,7 +95,7 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu has no types
             self.channel.give_back([delivery_tag], failed=True)
         else:
             self.channel.bury(delivery_tag, "rejected")
-        virtual.QoS.ack(self, delivery_tag)
+        self._done(delivery_tag)
 
     def restore_unacked(self, client: Any = None) -> None:  # noqa: ARG002  # kombu's signature
         """Give back all that is not answered, so that the oldest is taken first again."""
@@ -70,6 +103,7 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu has no types
         self.channel.flush_leases()
         self.channel.give_back(reversed(self._delivered))
         self._delivered.clear()
+        self._behind.clear()
 
     def restore_visible(self, *_args: Any, **_kwargs: Any) -> None:
         """Kombu's moment to look after what is not acknowledged."""
@@ -94,6 +128,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
     #: Where a stock caller's request lands who names no queue, the task it names, and the queue it is meant for.
     strays_list = "celery"
     strays_task = strays_queue = ""
+    #: Queues of which messages are taken after those of the others, and held apart from them.
+    queues_behind: tuple[str, ...] = ()
 
     from_transport_options = (
         *kombu_redis.Channel.from_transport_options,
@@ -103,6 +139,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
         "strays_list",
         "strays_task",
         "strays_queue",
+        "queues_behind",
     )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -129,9 +166,19 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
 
     # --- taking ---
 
-    def _lists(self) -> list[str]:
-        """Every list that feeds the queues consumed from, in kombu's order: by priority, then queue by queue."""
+    @property
+    def waits_in_front(self) -> bool:
+        """Whether a queue of the lane in front is consumed from."""
+        return any(queue not in self.queues_behind for queue in self.active_queues)
+
+    def _lists(self) -> tuple[list[str], list[str]]:
+        """The lists of the queues consumed from, in front and behind; each in kombu's order, by priority first."""
         queues = self._queue_cycle.consume(len(self.active_queues))
+        in_front = [queue for queue in queues if queue not in self.queues_behind]
+        behind = [queue for queue in queues if queue in self.queues_behind]
+        return self._by_priority(in_front), self._by_priority(behind)
+
+    def _by_priority(self, queues: list[str]) -> list[str]:
         return [self._q_for_pri(queue, step) for step in self.priority_steps for queue in queues]
 
     def _brpop_start(self, timeout: float | None = None) -> None:
@@ -141,23 +188,25 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
         worker is one round trip away from a message. It waits at one list and looks at the others each time, at
         least four times a second.
         """
-        lists = self._lists()
+        in_front, behind = self._lists()
+        lists = in_front + behind
         if not lists or monotonic() < self._idle_until:
             return
         # A key that is no list stands for no strays.
         self._asked = [*lists, self.strays_list if self.strays_queue in self.active_queues else self._keys.leases]
-        room = self.qos.can_consume_max_estimate() or _UNLIMITED
+        room, room_behind = (min(room, _AT_ONCE) for room in self.qos.rooms())
         self._takes += 1
         keys = [*self._asked, *self._keys]
         tags = f"{self._name}:{self._takes}:"
         task = self.strays_task.replace(".", "%.")  # Lua's pattern for it
         # EVAL, not EVALSHA: a server that was restarted or flushed knows no script, and this one is a kilobyte.
         milliseconds = round(self.lease_seconds * 1000)
-        limits = (leases.MESSAGE_BYTES_MAX, self.dead_letters_max)
+        limits = (leases.MESSAGE_BYTES_MAX, self.dead_letters_max, len(in_front), room_behind)
         commands = [("EVAL", leases.TAKE, len(keys), *keys, room, milliseconds, tags, task, *limits)]
         self._waits = not self._hungry
         if self._waits:
-            commands.insert(0, ("BLMOVE", lists[0], lists[0], "RIGHT", "RIGHT", timeout or self.brpop_timeout))
+            seconds = _SHORT_WAIT if in_front and self.qos.holds_behind else timeout or self.brpop_timeout
+            commands.insert(0, ("BLMOVE", lists[0], lists[0], "RIGHT", "RIGHT", seconds))
         connection = self._in_poll = self.client.connection
         self._brpop_sent_at = monotonic()
         connection.send_packed_command(connection.pack_commands(commands))

@@ -38,14 +38,17 @@ def uncounted(entry: bytes) -> bytes:
 #: Bytes that a message may have. One with a body of the largest size is smaller, however its body is written.
 MESSAGE_BYTES_MAX = 1 << 20
 
-#: Keys: the lists, the list of strays, then leases, ends and dead letters. Arguments: how many at most, milliseconds,
-#: prefix of the tags, the task whose messages are taken from the strays as a pattern of Lua's, bytes that a message may
-#: have, dead letters that are kept. Returns the number of the list, the tag and the entry of each, flat. The strays are
+#: Keys: the lists, the list of strays, then leases, ends and dead letters. Arguments: how many at most from the lists
+#: in front and from the strays, milliseconds, prefix of the tags, the task whose messages are taken from the strays as
+#: a pattern of Lua's, bytes that a message may have, dead letters that are kept, how many lists are in front, how many
+#: at most from those behind. Returns the number of the list, the tag and the entry of each, flat. The strays are
 #: Celery's own default list, where a stock caller's request lands who names no queue: it may be another application's,
 #: so that only what names our task is taken, in order, and the rest is not touched. A message that is too large never
-#: leaves the server: it goes to the dead letters, and one without a body, under its id, takes its place, for an answer.
+#: leaves the server: it goes to the dead letters, and one without a body, under its id, takes its place, for an
+#: answer.
 TAKE = """
-local lists, room, prefix, task = #KEYS - 4, tonumber(ARGV[1]), ARGV[3], ARGV[4]
+local lists, prefix, task = #KEYS - 4, ARGV[3], ARGV[4]
+local front, room, room_behind = tonumber(ARGV[7]), tonumber(ARGV[1]), tonumber(ARGV[8])
 local now = redis.call('TIME')
 local ends = now[1] * 1000 + math.floor(now[2] / 1000) + ARGV[2]
 local taken, leases, index = {}, {}, {}
@@ -66,14 +69,19 @@ local function take(list, entry)
   leases[#leases + 1] = #KEYS[list] .. ':' .. KEYS[list] .. entry
   index[#index + 1] = ends
   index[#index + 1] = tag
-  room = room - 1
 end
-for list = 1, lists do
-  local found = room > 0 and redis.pcall('RPOP', KEYS[list], room)
-  if found and not found.err then  -- an error: the key is no list
-    for _, entry in ipairs(found) do take(list, entry) end
+local function take_all(first, last, room)
+  for list = first, last do
+    local found = room > 0 and redis.pcall('RPOP', KEYS[list], room)
+    if found and not found.err then  -- an error: the key is no list
+      for _, entry in ipairs(found) do take(list, entry) end
+      room = room - #found
+    end
   end
+  return room
 end
+room = take_all(1, front, room)
+take_all(front + 1, lists, room_behind)
 local strays = KEYS[lists + 1]
 if room > 0 and redis.call('TYPE', strays).ok == 'list' then
   local found = redis.call('LRANGE', strays, -room, -1)

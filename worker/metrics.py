@@ -69,19 +69,24 @@ class InRedis:
         since = time.time() - self._metrics.last_reply
         yield GaugeMetricFamily("aries_last_reply_age_seconds", "Since this worker's last reply", since)
         try:
-            waiting, held, dead = self._look()
+            *waiting, held, dead = self._look()
         except (RedisError, OSError, *self._connection.connection_errors):
             yield GaugeMetricFamily("aries_broker_up", "Whether Redis answers", 0)
             return
         yield GaugeMetricFamily("aries_broker_up", "Whether Redis answers", 1)
-        yield GaugeMetricFamily("aries_waiting", "Requests in the queue", waiting)
+        requests = GaugeMetricFamily("aries_waiting", "Requests in a queue", labels=["queue"])
+        for queue, number in zip(contract.QUEUES, waiting, strict=True):
+            requests.add_metric([queue], number)
+        yield requests
         yield GaugeMetricFamily("aries_leases", "Requests that workers hold", held)
         yield GaugeMetricFamily("aries_dead_letters", "Messages that were given up on", dead)
 
     def _look(self) -> list[int]:
         keys = Keys()
         with self._connection.default_channel.client.pipeline(transaction=False) as pipe:
-            pipe.llen(contract.QUEUE).hlen(keys.leases).xlen(keys.dead)
+            for queue in contract.QUEUES:
+                pipe.llen(queue)
+            pipe.hlen(keys.leases).xlen(keys.dead)
             found: list[int] = pipe.execute()
         return found
 

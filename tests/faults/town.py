@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -101,8 +101,15 @@ class Town:
 
     # --- workers ---
 
-    def worker(self, *words: str, pool: str | None = None, concurrency: int | None = None, **env: str) -> WorkerProcess:
-        """A new worker process; it is there a second or two later."""
+    def worker(
+        self,
+        *words: str,
+        pool: str | None = None,
+        concurrency: int | None = None,
+        prefix: Sequence[str] = (),
+        **env: str,
+    ) -> WorkerProcess:
+        """A new worker process; it is there a second or two later. `prefix`: words before its command."""
         node = f"fault-{os.getpid()}-{next(_numbers)}@town"
         command = [sys.executable, "-m", "celery", "-A", "worker", "worker", "-n", node, "-l", "INFO"]
         command += ["--without-mingle", "--without-gossip", *words]
@@ -119,7 +126,7 @@ class Town:
         }
         with (self.folder / "workers.log").open("ab") as log:
             process = start_child(
-                command,
+                [*prefix, *command],
                 death=signal.SIGKILL,
                 cwd=CHECKOUT,
                 env=os.environ | settings | env,
@@ -129,6 +136,10 @@ class Town:
         self.workers.append(process)
         self._names[process.pid] = node
         return process
+
+    def name_of(self, worker: WorkerProcess) -> str:
+        """What a worker calls itself in what it answers."""
+        return self._names[worker.pid]
 
     def ready(self, *workers: WorkerProcess) -> None:
         """Wait until these workers, or all, answer."""
@@ -165,7 +176,7 @@ class Town:
     def is_at_rest(self) -> bool:
         """Whether nothing waits, and nothing is held."""
         try:
-            return not self.broker.exists(contract.QUEUE, Keys().leases, Keys().ends)
+            return not self.broker.exists(*contract.QUEUES, Keys().leases, Keys().ends)
         except RedisError:
             return False
 

@@ -33,7 +33,9 @@ def town(postgres_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="module")
 def signals_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("signals") / "signals"
+    file = tmp_path_factory.mktemp("signals") / "signals"
+    file.touch()
+    return file
 
 
 @pytest.fixture(scope="module")

@@ -294,7 +294,7 @@ def test_inspect_answers(town: Site, worker: Worker) -> None:
     assert inspect.ping() == {worker.name: {"ok": "pong"}}
     assert inspect.stats()[worker.name]["pool"]["batch-max"] == 100
     assert inspect.active() == inspect.reserved() == inspect.scheduled() == {worker.name: []}
-    assert [queue["name"] for queue in inspect.active_queues()[worker.name]] == [contract.QUEUE]
+    assert [queue["name"] for queue in inspect.active_queues()[worker.name]] == [*contract.QUEUES]
 
 
 def test_inspect_shows_what_runs_and_what_waits(town: Site, worker: Worker) -> None:
@@ -344,7 +344,7 @@ def test_nobody_can_have_a_worker_take_from_other_lists(town: Site, worker: Work
     ):
         assert "error" in answer[0][worker.name]
     queues = control.inspect([worker.name], timeout=5).active_queues()[worker.name]
-    assert [queue["name"] for queue in queues] == [contract.QUEUE]
+    assert [queue["name"] for queue in queues] == [*contract.QUEUES]
 
 
 # --- leases ---

@@ -20,13 +20,13 @@ ALLOWED_OF_OURS: dict[str, tuple[str, ...]] = {
     # Main programs.
     "worker.__main__": OURS,
     "worker.commands": OURS,
-    "celeryconfig": ("worker.settings",),
+    "celeryconfig": ("aries_images.contract", "worker.settings"),
     "gateway": ("aries_images", "gateway"),
 }
 #: Who may import the packages that are heavy, or that belong to one side of the house.
 ALLOWED_OTHERS: dict[str, tuple[str, ...]] = {
     "celery": ("worker", "tasks", "aries_images._broker", "aries_images.aio"),
-    "kombu": ("worker", "tasks", "aries_images._broker", "aries_images.aio"),
+    "kombu": ("worker", "tasks", "celeryconfig", "aries_images._broker", "aries_images.aio"),
     "sqlalchemy": ("models", "tasks.rows", "worker.database", "worker.settings", "worker.commands"),
     "alembic": ("models.migrations", "worker.commands"),
     "psycopg": ("models", "tasks.rows", "worker.database", "worker.commands"),
