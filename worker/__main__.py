@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from worker.commands.check import check
 from worker.commands.dead import dead
 from worker.commands.export import export
 from worker.commands.history import history
@@ -24,7 +25,7 @@ def commands() -> None:
 
 
 for command in (
-    *(up, migrate, import_images, images),
+    *(up, check, migrate, import_images, images),
     *(history, restore, export, verify, prune),
     *(dead, keys, token),
 ):
