@@ -1,7 +1,9 @@
 """What is recorded of images, as an operator reads, restores, exports, checks and prunes it."""
 
+import itertools
 import json
 import shlex
+import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -205,6 +207,42 @@ def test_an_image_may_have_begun_above_revision_1_if_it_was_adopted(database: Da
     decide([a_request(1, description="x")], database)
     assert "image 1: revision 2 is missing" in run("verify", code=1).output
     run("verify", "--adopted")
+
+
+@pytest.mark.parametrize("command", ["verify", "export --output /dev/null"])
+def test_memory_does_not_grow_with_what_is_read(database: Database, command: str) -> None:
+    """Twenty thousand revisions of one image, some 40 MB if they were all held at once."""
+    states = [
+        {"name": "image-1", "os_type": "linux", "os_name": "CentOS", "description": f"{n}"} for n in range(20_001)
+    ]
+    changes = [{"before": before, "after": after} for before, after in itertools.pairwise(states)]
+    rows = [
+        {
+            "image_id": 1,
+            "revision": number,
+            "request_id": f"x-{number}",
+            "caller": "x",
+            "at": datetime.now(UTC),
+            **change,
+        }
+        for number, change in enumerate(changes, 2)
+    ]
+    with database.transaction() as connection:
+        connection.execute(image_revisions.insert(), rows)
+        connection.execute(images.update().where(images.c.id == 1).values(revision=20_001, description="20000"))
+    tracemalloc.start()
+    run(*command.split())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+def test_postgresql_is_asked_for_rows_as_they_are_read(database: Database) -> None:
+    """Not for all of them at once, which the driver would keep."""
+    with database.snapshot() as reader:
+        if reader.dialect.name == "sqlite":
+            pytest.skip("SQLite has no other way")
+        assert reader.execute(text("SELECT count(*) FROM pg_cursors")).scalar() == 1
 
 
 # --- pruning ---
