@@ -302,10 +302,10 @@ def queue(settings: Settings) -> Finding:
     with _redis(settings.broker_url, settings) as client, client.pipeline(transaction=False) as pipe:
         for name in _LISTS:
             pipe.llen(name)
-            pipe.lindex(name, -1)
+            pipe.lrange(name, -1, -1)
         pipe.hlen(Names().leases)
         found = pipe.execute()
-    waiting, oldest = sum(found[0:-1:2]), [entry for entry in found[1:-1:2] if entry]
+    waiting, oldest = sum(found[0:-1:2]), [entry for entries in found[1:-1:2] for entry in entries]
     says = f"{waiting} wait, {found[-1]} are held by workers"
     sent = [sent for sent in map(_sent_at, oldest) if sent is not None]
     if not sent:
