@@ -67,22 +67,22 @@ class Health:
         """What is wrong; nothing if it lives."""
         troubles = [f"the thread {name} is dead" for name in getattr(self._pool, "dead_threads", ())]
         beat_at = self._beat_at
-        still = 0.0 if beat_at is None or self._is_paused else time.monotonic() - beat_at
-        if self._has_no_excuse(still):
+        if beat_at is not None and not self._is_paused and self._has_no_excuse(beat_at):
+            still = time.monotonic() - beat_at
             troubles.append(f"the loop has not turned for {still:.0f} s, and the broker answers")
         return troubles
 
-    def _has_no_excuse(self, still: float) -> bool:
+    def _has_no_excuse(self, beat_at: float) -> bool:
         # A server that is frozen, or behind a cut in the network, makes the loop wait in the middle of an exchange,
         # for as long as that lasts. So the broker must have answered for a while, and the loop not have gone on.
-        if still < self._patience / 2:
-            self._broker_since = None
+        half = self._patience / 2
+        if time.monotonic() - beat_at < half:
             return False
         if not self._broker_answers():
             self._broker_since = None
             return False
         self._broker_since = self._broker_since or time.monotonic()
-        return time.monotonic() - self._broker_since >= self._patience / 2
+        return time.monotonic() - max(self._broker_since, beat_at + half) >= half
 
     def _broker_answers(self) -> bool:
         """Whether it does within a second or two; a question that hangs is waited for and not asked twice."""

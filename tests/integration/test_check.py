@@ -23,6 +23,7 @@ from tests.integration.conftest import NewDatabase
 from tests.service import Service, service_at
 from tests.workers import running_worker, until
 from worker.__main__ import commands
+from worker.commands.doctor import Level, kept
 from worker.commands.token import PRIVATE, PUBLIC, make_keys
 from worker.embedded import RedisServer
 from worker.leases import Keys
@@ -117,7 +118,20 @@ def test_people_get_a_line_each_with_a_mark(town: Town) -> None:
 def test_a_redis_that_loses_what_it_is_given(town: Town, settings: dict[str, str], name: str, status: str) -> None:
     with town.configured(**settings):
         assert statuses(check(1))[name] == status
-    until(lambda: not statuses(check(0)))
+
+
+@pytest.mark.parametrize(
+    ("says", "level"),
+    [
+        ({}, Level.FINE),
+        ({"aof_enabled": 0}, Level.LOOK),
+        ({"aof_last_write_status": "err"}, Level.BROKEN),
+        ({"rdb_last_bgsave_status": "err"}, Level.BROKEN),
+        ({"aof_last_bgrewrite_status": "err"}, Level.LOOK),
+    ],
+)
+def test_a_redis_whose_disk_is_full(says: dict[str, object], level: Level) -> None:
+    assert kept({"aof_enabled": 1, "aof_last_write_status": "ok", "rdb_last_bgsave_status": "ok"} | says).level == level
 
 
 @pytest.mark.parametrize(("share", "status"), [(0.8, LOOK), (1.5, BROKEN)])

@@ -140,6 +140,13 @@ def persistence(settings: Settings) -> Finding:
     """Whether the broker keeps what waits in it when its machine goes down."""
     with _redis(settings.broker_url, settings) as client:
         info: Any = client.info("persistence")
+    return kept(info)
+
+
+def kept(info: Mapping[str, Any]) -> Finding:
+    """What Redis says of its files."""
+    if info.get("rdb_last_bgsave_status", "ok") != "ok":
+        return broken("the last snapshot failed: Redis may refuse requests", "its disk is full, or broken")
     if not info["aof_enabled"]:
         return look("appendonly is off: a restart of Redis loses what waits", "set appendonly yes")
     if info.get("aof_last_write_status", "ok") != "ok":
