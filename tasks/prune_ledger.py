@@ -3,12 +3,14 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from celery.signals import worker_ready
 
 from tasks import rows
+from tasks.prune_revisions import prune_revisions
 from worker.database import Database
 from worker.task import jitter
 
@@ -37,17 +39,23 @@ def prune_ledger(database: Database, days: float) -> int:
 
 @worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]
 def prune_by_and_by(sender: Any, **_: Any) -> None:
-    """Have a worker look after the ledger as long as it runs; several may, each takes what the others do not."""
+    """Have a worker look after ledger and revisions as long as it runs; several may, and share the work."""
     threading.Thread(target=_prune_for_ever, args=(sender.app,), name="prune-ledger", daemon=True).start()
 
 
 def _prune_for_ever(app: Any) -> None:
     while True:
-        try:
-            pruned = prune_ledger(app.database, app.settings.ledger_days)
-        except Exception as error:  # noqa: BLE001  # whatever it is, there is a next time
-            logger.warning("the ledger could not be pruned: %s", type(error).__name__)
-        else:
-            if pruned:
-                logger.info("%d lines of the ledger pruned", pruned)
+        _try("lines of the ledger", prune_ledger, app.database, app.settings.ledger_days)
+        if app.settings.revision_days:
+            _try("revisions", prune_revisions, app.database, app.settings.revision_days)
         time.sleep(_PERIOD * jitter())
+
+
+def _try(what: str, prune: Callable[[Database, float], int], database: Database, days: float) -> None:
+    try:
+        pruned = prune(database, days)
+    except Exception as error:  # noqa: BLE001  # whatever it is, there is a next time
+        logger.warning("%s could not be pruned: %s", what, type(error).__name__)
+    else:
+        if pruned:
+            logger.info("%d %s pruned", pruned, what)

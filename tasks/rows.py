@@ -6,7 +6,20 @@ from operator import itemgetter
 from typing import Any
 
 import orjson
-from sqlalchemy import JSON, BindParameter, Connection, Select, bindparam, delete, insert, select, text, update
+from sqlalchemy import (
+    JSON,
+    BindParameter,
+    Connection,
+    Select,
+    bindparam,
+    delete,
+    insert,
+    literal_column,
+    select,
+    text,
+    tuple_,
+    update,
+)
 
 from models import image_revisions, images, requests
 
@@ -180,3 +193,53 @@ _FORGET = delete(requests).where(requests.c.request_id.in_(_OLD))
 def forget(connection: Connection, before: datetime, most: int) -> int:
     """Take the oldest lines out of the ledger that were answered before a moment, `most` at once; how many."""
     return connection.execute(_FORGET, {"before": before, "most": most}).rowcount
+
+
+#: Where a look at the revisions by time goes on: the moment, the image and the revision of the last one seen.
+Place = tuple[datetime, int, int]
+_PLACE = tuple_(image_revisions.c.at, image_revisions.c.image_id, image_revisions.c.revision)
+
+
+def not_pruned(dialect: str) -> Any:
+    """The condition of the index by time, word for word: without it the index is not used."""
+    return literal_column("after <> '{}'::jsonb" if dialect == "postgresql" else "after <> '{}'")
+
+
+def empty(connection: Connection, before: datetime, place: Place | None, most: int) -> tuple[int, Place | None]:
+    """Take out what revisions recorded that were made before a moment; the newest of each image is kept.
+
+    Args:
+        connection: the transaction.
+        before: the moment.
+        place: after which to go on; None: from the oldest on.
+        most: revisions to look at.
+
+    Returns:
+        How many were emptied, and where to go on; None at the end.
+    """
+    columns = (image_revisions.c.at, image_revisions.c.image_id, image_revisions.c.revision)
+    look = (
+        select(*columns, (image_revisions.c.revision < images.c.revision).label("is_past"))
+        .join(images, images.c.id == image_revisions.c.image_id)
+        .where(not_pruned(connection.dialect.name), image_revisions.c.at < before)
+        .order_by(*columns)
+        .limit(most)
+        # One after the other, in one order: two workers at it never wait for each other for ever.
+        .with_for_update(of=image_revisions)
+    )
+    if place is not None:
+        look = look.where(image_revisions.c.at >= place[0], _PLACE.op(">")(place))
+    found = connection.execute(look).all()
+    past = [{"its_image": row.image_id, "its_revision": row.revision} for row in found if row.is_past]
+    if past:
+        connection.execute(_EMPTY, past)
+    return len(past), (found[-1].at, found[-1].image_id, found[-1].revision) if len(found) == most else None
+
+
+_EMPTY = (
+    update(image_revisions)
+    .where(
+        image_revisions.c.image_id == bindparam("its_image"), image_revisions.c.revision == bindparam("its_revision")
+    )
+    .values(before={}, after={})
+)

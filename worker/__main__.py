@@ -4,13 +4,18 @@ import sys
 
 import click
 
+from worker.commands.check import check
 from worker.commands.dead import dead
+from worker.commands.export import export
+from worker.commands.history import history
 from worker.commands.images import images
 from worker.commands.import_images import import_images
 from worker.commands.migrate import migrate
 from worker.commands.prune import prune
+from worker.commands.restore import restore
 from worker.commands.token import keys, token
 from worker.commands.up import up
+from worker.commands.verify import verify
 from worker.database import is_away
 
 
@@ -19,7 +24,11 @@ def commands() -> None:
     """Run and look after the image worker. Settings are environment variables that begin with ARIES_."""
 
 
-for command in (up, migrate, import_images, images, dead, prune, keys, token):
+for command in (
+    *(up, check, migrate, import_images, images),
+    *(history, restore, export, verify, prune),
+    *(dead, keys, token),
+):
     commands.add_command(command)
 
 

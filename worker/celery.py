@@ -16,9 +16,10 @@ from worker.answers import BACKENDS
 from worker.auth import Door
 from worker.database import Database
 from worker.events import register_serializer
+from worker.health import Health, Heartbeat, reach_broker
 from worker.intake import TRANSPORTS
 from worker.logs import configure
-from worker.metrics import Metrics, serve_when_ready
+from worker.metrics import Metrics
 from worker.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class ImagesApp(Celery):  # type: ignore[misc]  # Celery has no types
     database: Database
     door: Door
     metrics: Metrics
+    health: Health
 
 
 def names_prefork(arguments: Sequence[str]) -> bool:
@@ -96,7 +98,8 @@ def build_app(settings: Settings) -> ImagesApp:
     app.database = Database(settings.database_url)
     app.door = Door(settings)
     app.metrics = Metrics()
-    serve_when_ready()
+    app.health = Health(settings.health_seconds, lambda: reach_broker(app))
+    app.steps["worker"].add(Heartbeat)
 
     def after_fork(**_: Any) -> None:
         app.database.forget_connections()

@@ -44,6 +44,11 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no
         self._speaks_amqp = self.app.conf.broker_url.startswith(amqp.SCHEMES)
         super().start()
 
+    def ensure_connected(self, conn: Any) -> Any:
+        """Celery's; the loop stands still meanwhile, and is not to be taken for dead."""
+        with self.app.health.paused():
+            return super().ensure_connected(conn)
+
     def call_soon_ack(self, p: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Acknowledge at once where that is only bookkeeping (the intake's leases) and the loop is awake to go on."""
         if self._has_leases and isinstance(self.pool, Pool):

@@ -45,6 +45,8 @@ _CONNECTION = {
 #: The planner takes a batch for a hundred rows whatever is in it, and would read a table of ten thousand from end to
 #: end for one of them. Everything here goes by an index, so one plan is right for every batch.
 _PLANS = "-c enable_seqscan=off -c plan_cache_mode=force_generic_plan"
+#: How the driver is told about a snapshot. SQLite has its own: see _begin.
+_SNAPSHOT: dict[str, Any] = {"snapshot": True, "stream_results": True, "yield_per": 1000}
 #: Seconds that SQLite waits for another writer before it says that it is busy.
 _SQLITE_BUSY_SECONDS = 5.0
 
@@ -66,6 +68,18 @@ class Database:
                 connection.exec_driver_sql(_HURRY)
             yield connection
 
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """A connection that reads the database as it stands now, however long it takes, and is in nobody's way.
+
+        It can't write. Rows come a thousand at a time, as they are asked for.
+        """
+        level = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        with self.engine.connect() as connection:
+            connection.execution_options(**_SNAPSHOT, **({} if connection.dialect.name == "sqlite" else level))
+            with connection.begin():
+                yield connection
+
     def forget_connections(self) -> None:
         """In a forked child: drop the parent's connections without closing them, since they are still its own."""
         self.engine.dispose(close=False)
@@ -79,7 +93,7 @@ def _engine(url: str) -> Engine:
     if make_url(url).get_backend_name() == "sqlite":
         engine = create_engine(url, hide_parameters=True, connect_args={"timeout": _SQLITE_BUSY_SECONDS})
         event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_immediate)
+        event.listen(engine, "begin", _begin)
         return engine
     return create_engine(
         make_url(url).set(drivername="postgresql+psycopg"),
@@ -92,14 +106,18 @@ def _engine(url: str) -> Engine:
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
-    # The driver's own transaction handling begins too late and ends too early; see _begin_immediate.
+    # The driver's own transaction handling begins too late and ends too early; see _begin.
     connection.isolation_level = None
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
 
 
-def _begin_immediate(connection: Connection) -> None:
+def _begin(connection: Connection) -> None:
+    # In WAL mode a reader sees the database as it was at its first look, and no writer waits for it.
+    if connection.get_execution_options().get("snapshot"):
+        connection.exec_driver_sql("BEGIN DEFERRED")
+        return
     # A transaction that reads first and writes later fails at once, without waiting, when another has written
     # between the two. IMMEDIATE takes the one write lock of SQLite at the beginning and waits for it.
     connection.exec_driver_sql("BEGIN IMMEDIATE")

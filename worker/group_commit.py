@@ -273,6 +273,11 @@ class Pool(BasePool):  # type: ignore[misc]  # Celery has no types
             os.write(self._wake_writer, b".")
 
     @property
+    def dead_threads(self) -> list[str]:
+        """The names of threads that ended before the pool was told to."""
+        return [] if self._closing else [thread.name for thread in self._threads if not thread.is_alive()]
+
+    @property
     def closing(self) -> bool:
         """Whether the worker is leaving."""
         return self._closing

@@ -65,6 +65,15 @@ class Keys:
             raise ValueError("it has no key that tokens can be checked with: RSA of 2048 bits, P-256 or Ed25519")
         self._stamp = None  # read by whoever asks for a key first
 
+    def read_now(self) -> list[Key]:
+        """What there is at the source at this moment.
+
+        Raises:
+            OSError: it can't be read.
+            ValueError: it is no JWKS document.
+        """
+        return read_keys(json.loads(self._fetch() if self._is_url else self._load()))
+
     def find(self, key_id: str | None, algorithm: str) -> list[Key]:
         """The keys that a token with this header may be checked with."""
         if algorithm == SHARED:

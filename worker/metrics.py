@@ -5,9 +5,8 @@ from collections import Counter as Tally
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from celery.signals import worker_ready
 from kombu import Connection
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from redis.exceptions import RedisError
 
@@ -91,16 +90,7 @@ class InRedis:
         return found
 
 
-def serve(sender: Any, **_: Any) -> None:
-    """Serve the figures of a worker over HTTP, where a port is set for it; the worker ends if it is taken."""
-    app = sender.app
-    if not app.settings.metrics_port:
-        return
+def look_into_redis(app: Any) -> None:
+    """Have the figures of a worker include what is in its Redis, if it takes its requests from one."""
     if app.conf.broker_url.startswith(LEASING_SCHEMES):
         app.metrics.registry.register(InRedis(app.metrics, app.connection_for_read()))
-    start_http_server(app.settings.metrics_port, app.settings.metrics_host, app.metrics.registry)
-
-
-def serve_when_ready() -> None:
-    """Have a worker serve its figures."""
-    worker_ready.connect(serve, weak=False)

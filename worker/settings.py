@@ -88,6 +88,10 @@ class Settings(BaseSettings):
     dead_letters_warn: int = Field(100, ge=1)
     #: Days that the reply to a request is kept for whoever sends or settles it again.
     ledger_days: float = Field(7.0, gt=0)
+    #: Days that what a revision changed is kept for; 0: for ever.
+    revision_days: float = Field(0.0, ge=0)
+    #: Seconds that a worker's loop may stand still before `/healthz` says so.
+    health_seconds: float = Field(60.0, ge=2)
 
     def __repr_args__(self) -> list[tuple[str, object]]:
         """Nothing: URLs hold passwords, and Celery shows its configuration to whoever asks by remote control."""

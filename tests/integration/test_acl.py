@@ -1,6 +1,7 @@
 """Users of Redis with least privilege (deploy/redis/users.acl): each can do its work, and not that of the others."""
 
 import hashlib
+import json
 import uuid
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -118,6 +119,17 @@ def test_an_operator(server: RedisServer, service: Service, monkeypatch: pytest.
     assert CliRunner().invoke(commands, ["dead", "drop", "--all", "--yes"]).exit_code == 0
     with Celery(broker=url(server, "operator"), set_as_current=False) as celery:
         assert celery.control.ping(timeout=2)
+
+
+def test_an_operator_who_checks(server: RedisServer, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in service.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("ARIES_BROKER_URL", url(server, "operator"))
+    monkeypatch.setenv("ARIES_RESULT_URL", url(server, "operator", 1))
+    result = CliRunner().invoke(commands, ["check", "--json"])
+    found = {line["check"]: line["status"] for line in map(json.loads, result.stdout.splitlines())}
+    # A server for tests alone, whose queue nobody needs to keep; everyone is let in.
+    assert {name for name, status in found.items() if status != "fine"} == {"persistence", "keys"}
 
 
 def test_a_monitor_such_as_flower(server: RedisServer, service: Service) -> None:

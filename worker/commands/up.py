@@ -204,6 +204,9 @@ def _stay(settings: Settings, worker: subprocess.Popen[bytes]) -> None:
     console.print("\n[bold]up[/] – paste this into a second terminal; Ctrl-C here stops everything:\n")
     if token := _token(settings):
         click.echo(f"    export ARIES_TOKEN={token}")
+    # For the other commands: check, history, restore.
+    for name, value in settings.model_dump(include={"broker_url", "result_url", "auth", "jwt_keys"}).items():
+        click.echo(f"    export {PREFIX}{name.upper()}={shlex.quote(value)}")
     click.echo(f"    {os.path.relpath(sys.executable)} -c {shlex.quote(code)}\n")
     worker.wait()
     raise click.ClickException("the worker has ended; see var/log/worker.log")
