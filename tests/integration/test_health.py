@@ -127,7 +127,7 @@ def test_a_batch_thread_that_died_is_named() -> None:
     health.watch(pool)
     assert health.troubles() == []
     # What the pool itself can't survive: a job that isn't one.
-    pool.on_apply(None, (), {}, None, None)
+    pool.on_apply(None, (None, None, {}), {}, None, None)
     until(health.troubles)
     assert "is dead" in health.troubles()[0]
     health.leave()

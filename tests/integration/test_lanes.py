@@ -166,7 +166,7 @@ def test_a_client_sends_to_the_lane_of_its_choice(broker_url: str) -> None:
 
     async def send() -> None:
         there = RedisOutbox(ConnectionPool.from_url(broker_url))
-        await asyncio.gather(*(there.send(outgoing, time.monotonic() + 5) for outgoing in sent[2:]))
+        await asyncio.gather(*(there.send([outgoing], time.monotonic() + 5) for outgoing in sent[2:]))
         await there.close()
 
     asyncio.run(send())
