@@ -116,7 +116,7 @@ class Window:
                     yield refused
                 elif not self._under_way and not self._backing_off:
                     return
-                if self._under_way and (done := await self._next()):
+                elif done := await self._next():
                     yield done
         finally:
             for waiting in self._under_way:

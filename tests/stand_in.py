@@ -84,7 +84,7 @@ class StandIn:
 
     def run(self) -> None:
         while not self._stopping.is_set():
-            entry = self.broker.brpop([contract.QUEUE], timeout=0.2)
+            entry = self.broker.brpop(contract.QUEUES, timeout=0.2)
             if entry is not None:
                 self._handle(read_request(entry[1]))
 
