@@ -141,11 +141,18 @@ class Town:
         """What a worker calls itself in what it answers."""
         return self._names[worker.pid]
 
+    def _answers(self, node: str) -> bool:
+        try:
+            return bool(self.app.control.ping([node], timeout=0.5))
+        except RedisError:
+            # Kombu keeps connections for the whole process, and a test before this one may have had the server cut them.
+            return False
+
     def ready(self, *workers: WorkerProcess) -> None:
         """Wait until these workers, or all, answer."""
         for worker in workers or self.workers:
             node = self._names[worker.pid]
-            until(lambda node=node: self.app.control.ping([node], timeout=0.5))
+            until(lambda node=node: self._answers(node))
 
     def end(self, worker: WorkerProcess, number: signal.Signals = signal.SIGKILL) -> None:
         """Kill a worker with all its processes, or ask it to leave, and wait until it has."""
