@@ -1,11 +1,13 @@
 """`python -m benchmarks`: every contender in every mode, one after the other, several times over."""
 
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 
 from benchmarks import limits, report
+from benchmarks.doors import DOORS
 from benchmarks.modes import MODES, Figures
 from benchmarks.site import CONTENDERS, Contender, Site
 
@@ -13,9 +15,13 @@ RESULTS = Path(__file__).parent / "results"
 _GROWTH = ((10_000, 1_000), (10_000, 100_000), (100_000, 5_000), (1_000_000, 1_000), (1_000_000, 100_000))
 
 
+#: Whatever can be measured; the limits last, since they belong to whatever else a run has.
+_ALL = (*MODES, *DOORS, "limits")
+
+
 @click.command()
-@click.option("--mode", "modes", multiple=True, type=click.Choice(list(MODES)), help="Only this mode (repeatable).")
-@click.option("--contender", "names", multiple=True, help="Only contenders whose name contains this (repeatable).")
+@click.option("--mode", "modes", multiple=True, type=click.Choice(_ALL), help="Only this mode (repeatable).")
+@click.option("--contender", "names", multiple=True, help="Only workers whose name contains this (repeatable).")
 @click.option("--repeat", default=5, show_default=True, help="Times that each is measured.")
 @click.option("--requests", "count", default=5000, show_default=True, help="Requests that wait in a drain.")
 @click.option("--rows", default=10_000, show_default=True, help="Images in the database.")
@@ -23,7 +29,7 @@ _GROWTH = ((10_000, 1_000), (10_000, 100_000), (100_000, 5_000), (1_000_000, 1_0
 def main(  # noqa: PLR0913  # one for each option
     modes: tuple[str, ...], names: tuple[str, ...], repeat: int, count: int, rows: int, *, growth: bool
 ) -> None:
-    """Measure, print a table, and keep it with its picture under benchmarks/results/."""
+    """Measure and print a table; of a run of everything it is kept, with a picture, under benchmarks/results/."""
     with tempfile.TemporaryDirectory(prefix="aries-bench-") as folder:
         Path(folder).chmod(0o755)  # PostgreSQL may run as another user
         if growth:
@@ -33,17 +39,27 @@ def main(  # noqa: PLR0913  # one for each option
         results: dict[str, dict[str, list[Figures]]] = {}
         with Site(Path(folder), rows) as site:
             for turn in range(1, repeat + 1):
-                for mode in modes or MODES:
-                    for contender in contenders:
-                        _say(f"[{turn}/{repeat}] {mode}: {contender.name}")
-                        figures = _run(site, mode, contender, count if mode == "drain" else 300)
-                        results.setdefault(mode, {}).setdefault(contender.name, []).append(figures)
-                _say(f"[{turn}/{repeat}] limits")
-                bounds = results.setdefault("limits", {})
-                bounds.setdefault("raw loop, batches of 100", []).append(limits.raw_loop(site, min(count, rows)))
-                bounds.setdefault("pgbench", []).append(limits.pgbench(site, Path(folder)))
+                for mode in modes or _ALL:
+                    _say(f"[{turn}/{repeat}] {mode}")
+                    for name, figures in _runs(site, Path(folder), mode, contenders, count):
+                        results.setdefault(mode, {}).setdefault(name, []).append(figures)
     click.echo("\n" + report.table(results))
-    report.write(results, RESULTS, [f"{repeat} runs of each, taken in turn; {rows:,} images."])
+    if not modes and not names:
+        report.write(results, RESULTS, [f"{repeat} runs of each, taken in turn; {rows:,} images."])
+
+
+def _runs(
+    site: Site, folder: Path, mode: str, contenders: Sequence[Contender], count: int
+) -> Iterator[tuple[str, Figures]]:
+    """One run of each contender in a mode."""
+    if mode == "limits":
+        yield "raw loop, batches of 100", limits.raw_loop(site, min(count, site.rows))
+        yield "pgbench", limits.pgbench(site, folder)
+    elif mode in DOORS:
+        yield from DOORS[mode](site, folder).items()
+    else:
+        for contender in contenders:
+            yield contender.name, _run(site, mode, contender, count if mode == "drain" else 300)
 
 
 def _run(site: Site, mode: str, contender: Contender, count: int, processes: int = 1) -> Figures:

@@ -16,7 +16,6 @@ from benchmarks.modes import Figures, machine
 Results = Mapping[str, Mapping[str, Sequence[Figures]]]
 
 _PACKAGES = ("celery", "kombu", "redis", "sqlalchemy", "psycopg", "pydantic")
-_BASELINE = "tutorial Celery"
 #: What stands for a mode in the picture, and whether more is better.
 _HEADLINES = {"drain": ("updates/s", "updates/s, 5,000 waiting"), "closed": ("updates/s", "updates/s, 32 callers"),
               "idle": ("p50 ms", "milliseconds, one caller (p50)")}  # fmt: skip
@@ -29,20 +28,24 @@ def middle(runs: Sequence[Figures], figure: str) -> float | None:
 
 
 def table(results: Results) -> str:
-    """Markdown: a table for each mode; medians, with the smallest and the largest of the first figure."""
+    """Markdown: a table for each mode; medians, with the smallest and the largest of the first figure.
+
+    The last contender of a mode is the one that the others are held against.
+    """
     lines: list[str] = []
     for mode, contenders in results.items():
+        baseline = [*contenders][-1]
         figures = list(dict.fromkeys(name for runs in contenders.values() for run in runs for name in run))
         figures = [figure for figure in figures if figure != "void"]
         lines += [
             f"### {mode}",
             "",
-            f"| | {' | '.join(figures)} | over {_BASELINE} |",
+            f"| | {' | '.join(figures)} | over {baseline} |",
             "| --- " * (len(figures) + 2) + "|",
         ]
         for name, runs in contenders.items():
             cells = [_cell(runs, figure, spread=figure == figures[0]) for figure in figures]
-            lines.append(f"| {name} | {' | '.join(cells)} | {_ratio(contenders, name, figures[0])} |")
+            lines.append(f"| {name} | {' | '.join(cells)} | {_ratio(contenders, name, baseline, figures[0])} |")
             lines += [f"| | void: {run['void']} |" for run in runs if "void" in run]
         lines.append("")
     return "\n".join(lines)
@@ -59,11 +62,11 @@ def _cell(runs: Sequence[Figures], figure: str, *, spread: bool) -> str:
     return shown
 
 
-def _ratio(contenders: Mapping[str, Sequence[Figures]], name: str, figure: str) -> str:
+def _ratio(contenders: Mapping[str, Sequence[Figures]], name: str, baseline: str, figure: str) -> str:
     """Run by run, against the baseline's run beside it: the machine's moods cancel out."""
-    pairs = zip(contenders[name], contenders.get(_BASELINE, ()), strict=False)
+    pairs = zip(contenders[name], contenders[baseline], strict=True)
     ratios = [mine[figure] / base[figure] for mine, base in pairs if figure in mine and figure in base]
-    return f"{statistics.median(ratios):.2f}" if ratios and name != _BASELINE else ""
+    return f"{statistics.median(ratios):.2f}" if ratios and name != baseline else ""
 
 
 def write(results: Results, folder: Path, notes: Sequence[str]) -> None:
