@@ -34,7 +34,6 @@ app = FastAPIOffline(title="aries-images", lifespan=_client, redirect_slashes=Fa
 app.openapi = document  # type: ignore[method-assign]  # FastAPI's own would be of what its handlers declare
 
 
-@app.put(PATH)
 async def update_image(request: Request) -> Response:
     """Send the request through the queue and wait for its reply."""
     request_id = str(uuid.uuid4())
@@ -45,6 +44,10 @@ async def update_image(request: Request) -> Response:
         return Response()  # nobody reads it
     except AriesImagesError as error:
         return response.of_refusal(error, request_id, had_proof="authorization" in request.headers)
+
+
+# Not by `app.put`: what FastAPI works out for each request, to hand it over as arguments, is nothing to this route.
+app.add_route(PATH, update_image, methods=["PUT"])
 
 
 async def _answer(request: Request, request_id: str) -> Response:
