@@ -22,7 +22,12 @@ _CLOSED_SECONDS = 4.0
 
 def drain(site: Site, contender: Contender, count: int, processes: int = 1) -> Figures:
     """`count` requests wait when the worker wakes up; until the last result is there."""
-    asked = requests(count, site.rows)
+    return drain_of(site, contender, requests(count, site.rows), processes)
+
+
+def drain_of(site: Site, contender: Contender, asked: Sequence[Request], processes: int = 1) -> Figures:
+    """The same of these requests."""
+    count = len(asked)
     site.clear()
     with site.worker(contender, processes) as workers:
         everyone = [process for worker in workers for process in tree(worker)]
