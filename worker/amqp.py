@@ -8,16 +8,53 @@ from amqp import Channel, Message
 from amqp.exceptions import PreconditionFailed
 from kombu import Connection, Queue
 from kombu.message import Message as Received
+from kombu.transport import pyamqp
 
 from aries_images import contract
 
 logger = logging.getLogger(__name__)
 
-SCHEMES = ("amqp://", "amqps://", "pyamqp://")
+#: Kombu's names of the transports that these take the place of.
+TRANSPORTS = {
+    "amqp": "worker.amqp:Transport",
+    "amqps": "worker.amqp:SSLTransport",
+    "pyamqp": "worker.amqp:Transport",
+}
+SCHEMES = tuple(f"{scheme}://" for scheme in TRANSPORTS)
 #: Where messages wait that were given up on.
 DEAD_QUEUE = "image.update.dead"
 #: Seconds that RabbitMQ may take to confirm what it was sent.
 _CONFIRM_SECONDS = 5.0
+
+
+class _AsItCame(pyamqp.Message):  # type: ignore[misc]  # kombu has no types
+    """A message whose body stays compressed: half a megabyte can be two gigabytes, and kombu would have a look."""
+
+    def __init__(self, msg: Message, channel: Channel | None = None, **kwargs: Any) -> None:
+        if "compression" in (msg.headers or {}):
+            error = contract.MalformedMessageError("compressed messages are not accepted")
+            self.errors = [(type(error), error, None)]
+        super().__init__(msg, channel, **kwargs)
+
+
+class _Channel(pyamqp.Channel):  # type: ignore[misc]
+    Message = _AsItCame
+
+
+class _Connection(pyamqp.Connection):  # type: ignore[misc]
+    Channel = _Channel
+
+
+class Transport(pyamqp.Transport):  # type: ignore[misc]
+    """For `amqp://`."""
+
+    Connection = _Connection
+
+
+class SSLTransport(pyamqp.SSLTransport):  # type: ignore[misc]
+    """For `amqps://`."""
+
+    Connection = _Connection
 
 
 class NotConfirmedError(ConnectionError):

@@ -12,6 +12,7 @@ from celery.worker.control import Panel
 from kombu.transport import TRANSPORT_ALIASES
 
 import celeryconfig
+from worker import amqp
 from worker.answers import BACKENDS
 from worker.auth import Door
 from worker.database import Database
@@ -89,7 +90,9 @@ def build_app(settings: Settings) -> ImagesApp:
     app = ImagesApp("aries-images", set_as_current=True)
     app.config_from_object(celeryconfig)
     app.loader.override_backends = BACKENDS
-    TRANSPORT_ALIASES.update(TRANSPORTS)  # by its name, not as a class path: Flower reads the URL's scheme
+    TRANSPORT_ALIASES.update(
+        amqp.TRANSPORTS | TRANSPORTS
+    )  # by its name, not as a class path: Flower reads the URL's scheme
     register_serializer()
     configure(settings.log)
     if names_prefork(sys.argv):

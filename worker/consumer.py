@@ -127,7 +127,7 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no
 
         In this order: killed in between, the message is delivered again and this is done again.
         """
-        if refusal is not None and is_attributable(message.headers["id"]):
+        if refusal is not None and is_attributable(message.headers.get("id")):
             self.app.backend.send_answers([self._answer(message, refusal)])
         if self._has_leases:
             message.channel.bury(message.delivery_tag, reason)

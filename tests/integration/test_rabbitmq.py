@@ -3,6 +3,7 @@
 import asyncio
 import json
 import uuid
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -24,8 +25,9 @@ from aries_images import (
 from aries_images.aio import AsyncImageClient
 from tests.builders import an_image, load, stored_image, stored_revisions
 from tests.integration.conftest import NewDatabase
+from tests.running import peak_memory
 from tests.servers import RabbitServer
-from tests.workers import running_worker, until
+from tests.workers import Worker, running_worker, until
 from worker.amqp import DEAD_QUEUE
 from worker.database import Database
 
@@ -35,7 +37,9 @@ GOOD = '[[], {"id": 1}, {}]'
 
 
 class Town:
-    """RabbitMQ, results in Redis, a database with images; and what callers do."""
+    """RabbitMQ, results in Redis, a database with images, a worker; and what callers do."""
+
+    worker: Worker
 
     def __init__(self, broker_url: str, result_url: str, database_url: str) -> None:
         self.broker_url, self.result_url, self.database_url = broker_url, result_url, database_url
@@ -91,6 +95,10 @@ class Town:
         with Connection(self.broker_url) as connection, suppress(NotFound):
             return Queue(queue, channel=connection.default_channel).get(no_ack=True)
 
+    def forget_letters(self) -> None:
+        with Connection(self.broker_url) as connection, suppress(NotFound):
+            connection.default_channel.queue_purge(DEAD_QUEUE)
+
 
 def until_some(look: Callable[[], Any]) -> Any:
     found: list[Any] = []
@@ -106,7 +114,7 @@ def town(
     new_database: NewDatabase,
 ) -> Iterator[Town]:
     town = Town(rabbit_server.url, module_redis[1], new_database("postgresql"))
-    with running_worker(town.environment, pool=request.param, concurrency=1):
+    with running_worker(town.environment, pool=request.param, concurrency=1) as town.worker:
         yield town
     town.close()
 
@@ -223,9 +231,23 @@ def test_what_is_no_request_is_answered_so(
     assert town.client.update(1).id == 1
 
 
+@pytest.mark.parametrize("town", [None], indirect=True, ids=["default"])
+@pytest.mark.parametrize("request_id", ["answered", None])
+def test_what_is_compressed_stays_so(town: Town, request_id: str | None) -> None:
+    bomb = zlib.compress(bytes(300 << 20), level=1)
+    town.forget_letters()
+    before = peak_memory(town.worker)
+    sent = town.send(bomb, {"compression": "application/x-gzip"} | ({} if request_id else {"id": None}))
+    if request_id:
+        assert town.record(sent)["result"]["error"]["code"] == "InvalidParameter"
+    assert town.client.update(1).id == 1
+    assert peak_memory(town.worker) - before < 50 << 20
+    kept = until_some(lambda: town.take(DEAD_QUEUE))
+    assert bytes(kept.body) == bomb
+
+
 def test_what_cannot_be_answered_is_kept(town: Town) -> None:
-    with Connection(town.broker_url) as connection, suppress(NotFound):
-        connection.default_channel.queue_purge(DEAD_QUEUE)
+    town.forget_letters()
     town.send("nobody's", {"id": None, "x": 1})
     letter = until_some(lambda: town.take(DEAD_QUEUE))
     assert (letter.body, letter.headers["reason"], letter.headers["list"]) == ("nobody's", "no_id", contract.QUEUE)
