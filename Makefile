@@ -50,7 +50,7 @@ audit: .venv-audit/.installed ## known vulnerabilities of what is locked; asks a
 	@.venv-audit/bin/pip-audit --disable-pip --require-hashes -r requirements.lock $(ARGS)
 
 clean: ## remove all that was made here: environments, data, caches
-	rm -rf .venv .venv-flower .venv-lock .venv-audit var build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-flower .venv-lock .venv-audit var build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/node/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A lock names versions and hashes, no hosts: uv takes both from wherever pip is told to look.
