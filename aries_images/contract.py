@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Self, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+#: The seed's version of the interface.
+VERSION = "v1"
 #: Name of the Celery task, and of the two queues that requests wait in: a worker takes from the first one first.
 TASK = "image.update"
 QUEUE = "image.update"
