@@ -6,10 +6,10 @@ BIN := .venv/bin
 SAY := @printf '\n==> %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help run test faults lint bench gateway flower lock sbom audit clean
+.PHONY: help run test faults lint documents bench gateway flower lock sbom audit clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 run: .venv/.installed ## start everything here and send one request (ARGS=--once: then stop; ARGS=--help: more)
 	@$(BIN)/python -m worker up $(ARGS)
@@ -28,6 +28,9 @@ lint: .venv/.installed ## format, lint rules and types
 	@$(BIN)/ruff check .
 	$(SAY) "types: mypy"
 	@$(BIN)/mypy
+
+documents: .venv/.installed ## what is made from the contract: schemas, AsyncAPI with its page, OpenAPI, the errors in the READMEs
+	@$(BIN)/python -m documents
 
 bench: .venv/.installed ## measure against other workers on servers of its own (ARGS=--help: more; some 15 minutes)
 	@$(BIN)/python -m benchmarks $(ARGS)
