@@ -35,6 +35,7 @@ _REQUEST_HEADERS: Schema = {
     "argsrepr": {"description": "What Flower shows of the arguments.", "type": "string"},
     "kwargsrepr": {"description": "What Flower shows of the fields; keep values out of it.", "type": "string"},
 }
+_CANVAS_IDS = ("group_id", "parent_id")
 _REPLY_HEADERS: Schema = {
     "replayed": {
         "description": "The answer comes from the ledger: this request id was answered before.",
@@ -62,6 +63,7 @@ def definitions() -> dict[str, Schema]:
         "SettleMessage": _request_message(contract.SETTLE_TASK, "SettleRequest"),
         "ReplyMessage": _reply_message(),
         "Result": _result(),
+        "Fault": _fault(),
     }
 
 
@@ -129,25 +131,34 @@ def _reply_message() -> Schema:
 
 
 def _result() -> Schema:
-    """Celery's record of a result."""
+    fault = contract.INTERNAL_ERROR.name
+    decided = [ref(name) for name in ("Success", *contract.CODES) if name != fault]
+    record = closed(
+        status={"enum": ["SUCCESS", "FAILURE"]},
+        result=described(
+            "The reply document; of a fault an exception instead.", {"oneOf": [ref("Reply"), ref("Fault")]}
+        ),
+        traceback={"type": "null"},
+        children={"type": "array", "maxItems": 0},
+        date_done={"type": "string", "format": "date-time"},
+        task_id=described("The id of the message that is answered.", {"type": "string", "minLength": 1}),
+    )
+    of_canvas = {
+        name: {"description": "Only where Celery's own calls set it.", "type": "string"} for name in _CANVAS_IDS
+    }
+    record["properties"] |= of_canvas
+    return described("What Celery keeps of a request, and announces.", record) | {
+        "if": {"properties": {"status": {"const": "FAILURE"}}},
+        "then": {"properties": {"result": ref("Fault")}},
+        "else": {"properties": {"result": {"oneOf": decided}}},
+    }
+
+
+def _fault() -> Schema:
     fault = contract.INTERNAL_ERROR
     error = closed(
         exc_type={"const": fault.name},
         exc_message={"const": [fault.message]},
         exc_module={"const": "aries_images.errors"},
     )
-    record = closed(
-        status={"enum": ["SUCCESS", "FAILURE"]},
-        result=described("The reply document, unless the status is FAILURE.", {}),
-        traceback={"type": "null"},
-        children={"type": "array", "maxItems": 0},
-        date_done={"type": "string", "format": "date-time"},
-        task_id=described("The id of the message that is answered.", {"type": "string", "minLength": 1}),
-    )
-    record["properties"] |= {name: {"type": "string"} for name in ("group_id", "parent_id")}
-    decided = [name for name in ("Success", *contract.CODES) if name != fault.name]
-    kinds = [
-        {"properties": {"status": {"const": "SUCCESS"}, "result": {"oneOf": [ref(name) for name in decided]}}},
-        {"properties": {"status": {"const": "FAILURE"}, "result": error}},
-    ]
-    return described("What Celery keeps of a request, and announces.", record | {"oneOf": kinds})
+    return described(f"{fault.name} as Celery has it; the reply event has the reply document.", error)
