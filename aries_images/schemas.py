@@ -12,14 +12,12 @@ from aries_images.contract import Code
 
 Schema = dict[str, Any]
 
-#: Control characters, and the few of them that a description may have, as a class in a regular expression has them.
-_CONTROLS, _CONTROLS_BUT_TAB_LF_CR = (
-    r"\u0000-\u001f\u007f-\u009f",
-    r"\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f",
-)
-_IN_NAMES, _AT_THE_ENDS = rf"[^{_CONTROLS}\u2028\u2029]", rf"[^\s{_CONTROLS}\u2028\u2029]"
-_NAME = rf"^{_AT_THE_ENDS}({_IN_NAMES}*{_AT_THE_ENDS})?$"
-_FORMS = {"name": _NAME, "os_name": _NAME, "description": rf"^[^{_CONTROLS_BUT_TAB_LF_CR}]*$"}
+#: What is not in a name: control characters and line separators.
+_NOT_IN_NAMES = r"\u0000-\u001f\u007f-\u009f\u2028\u2029"
+_NAME = rf"^[^\s{_NOT_IN_NAMES}]([^{_NOT_IN_NAMES}]*[^\s{_NOT_IN_NAMES}])?$"
+#: A description may have tab, LF and CR.
+_DESCRIPTION = r"^[^\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f]*$"
+_FORMS = {"name": _NAME, "os_name": _NAME, "description": _DESCRIPTION}
 
 _ANY_TEXT: Schema = {"type": "string", "minLength": 1}
 _MOMENT: Schema = {"type": "string", "format": "date-time", "pattern": r"^[0-9-]{10}T[0-9:]{8}Z$"}

@@ -33,9 +33,9 @@ def all_documents() -> dict[Path, str]:
     readmes = [CHECKOUT / "README.md", CHECKOUT / "README.zh-CN.md"]
     return {
         **{DOCS / "schemas" / f"{name}.schema.json": _json(name) for name in schema_files.FILES},
-        DOCS / "asyncapi.yaml": as_yaml(queues),
+        DOCS / "asyncapi.yaml": _yaml(queues),
         DOCS / "asyncapi.html": page.html(queues),
-        DOCS / "openapi.yaml": as_yaml(openapi.document()),
+        DOCS / "openapi.yaml": _yaml(openapi.document()),
         **{readme: error_table.with_table(readme.read_text(), number) for number, readme in enumerate(readmes)},
     }
 
@@ -45,7 +45,7 @@ def _json(name: str) -> str:
     return json.dumps(schema, ensure_ascii=False, indent=2) + "\n"
 
 
-def as_yaml(document: dict[str, Any]) -> str:
+def _yaml(document: dict[str, Any]) -> str:
     """The document in YAML, its keys in their order."""
-    made_by = "# Made by `make documents` from aries_images/contract.py; not to be edited.\n"
-    return made_by + yaml.dump(document, Dumper=_Writer, sort_keys=False, allow_unicode=True, width=120)
+    text = yaml.dump(document, Dumper=_Writer, sort_keys=False, allow_unicode=True, width=120)
+    return f"# {schema_files.MADE_BY}\n{text}"

@@ -35,7 +35,6 @@ _REQUEST_HEADERS: Schema = {
     "argsrepr": {"description": "What Flower shows of the arguments.", "type": "string"},
     "kwargsrepr": {"description": "What Flower shows of the fields; keep values out of it.", "type": "string"},
 }
-_CANVAS_IDS = ("group_id", "parent_id")
 _REPLY_HEADERS: Schema = {
     "replayed": {
         "description": "The answer comes from the ledger: this request id was answered before.",
@@ -76,8 +75,8 @@ def _request_message(task: str, fields: str) -> Schema:
         "items": False,
     }
     headers = {"task": {"const": task}, **_REQUEST_HEADERS}
-    if task == contract.SETTLE_TASK:
-        del headers[contract.IF_REVISION]
+    if task == contract.SETTLE_TASK:  # which changes no image
+        del headers[contract.IF_REVISION], headers[contract.TRACEPARENT]
     properties = {
         "reply_to": described(
             f"Queue for the reply event: {contract.REPLY_QUEUE}, or one of the caller's.",
@@ -143,10 +142,8 @@ def _result() -> Schema:
         date_done={"type": "string", "format": "date-time"},
         task_id=described("The id of the message that is answered.", {"type": "string", "minLength": 1}),
     )
-    of_canvas = {
-        name: {"description": "Only where Celery's own calls set it.", "type": "string"} for name in _CANVAS_IDS
-    }
-    record["properties"] |= of_canvas
+    for name in ("group_id", "parent_id"):
+        record["properties"][name] = described("Only where the message has it in its headers.", {"type": "string"})
     return described("What Celery keeps of a request, and announces.", record) | {
         "if": {"properties": {"status": {"const": "FAILURE"}}},
         "then": {"properties": {"result": ref("Fault")}},

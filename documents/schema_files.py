@@ -7,6 +7,7 @@ from aries_images.schemas import Schema
 from documents import messages
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+MADE_BY = "Made by `make documents` from aries_images/contract.py; not to be edited."
 
 #: What is worth a file of its own, by the file's name.
 FILES = {
@@ -32,7 +33,7 @@ def standing_alone(name: str) -> Schema:
         if other not in needed:
             needed[other] = known[other]
             wanted += _references(known[other])
-    schema = {"$schema": DIALECT, "title": name, **known[name]}
+    schema = {"$schema": DIALECT, "$comment": MADE_BY, "title": name, **known[name]}
     return schema | {"$defs": needed} if needed else schema
 
 

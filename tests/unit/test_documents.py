@@ -85,6 +85,10 @@ def test_each_example_is_what_its_schema_says_and_so_is_the_json_in_it(name: str
 
 def test_the_openapi_document_is_one() -> None:
     openapi_spec_validator.validate(OPENAPI)
+    parameters = OPENAPI["paths"]["/aries/api/v1/image"]["put"]["parameters"]
+    assert parameters
+    for parameter in parameters:
+        Draft202012Validator(parameter["schema"]).validate(parameter["example"])
 
 
 class Links(HTMLParser):
