@@ -6,10 +6,10 @@ BIN := .venv/bin
 SAY := @printf '\n==> %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help run test faults lint bench gateway flower lock sbom audit clean
+.PHONY: help run test faults lint documents bench gateway flower lock sbom audit clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 run: .venv/.installed ## start everything here and send one request (ARGS=--once: then stop; ARGS=--help: more)
 	@$(BIN)/python -m worker up $(ARGS)
@@ -28,6 +28,9 @@ lint: .venv/.installed ## format, lint rules and types
 	@$(BIN)/ruff check .
 	$(SAY) "types: mypy"
 	@$(BIN)/mypy
+
+documents: .venv/.installed ## what is made from the contract: schemas, AsyncAPI with its page, OpenAPI, the errors in the READMEs
+	@$(BIN)/python -m documents
 
 bench: .venv/.installed ## measure against other workers on servers of its own (ARGS=--help: more; some 15 minutes)
 	@$(BIN)/python -m benchmarks $(ARGS)
@@ -50,7 +53,7 @@ audit: .venv-audit/.installed ## known vulnerabilities of what is locked; asks a
 	@.venv-audit/bin/pip-audit --disable-pip --require-hashes -r requirements.lock $(ARGS)
 
 clean: ## remove all that was made here: environments, data, caches
-	rm -rf .venv .venv-flower .venv-lock .venv-audit var build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-flower .venv-lock .venv-audit var build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis tests/node/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A lock names versions and hashes, no hosts: uv takes both from wherever pip is told to look.

@@ -20,7 +20,7 @@ _CODES_IN_ENGLISH = {
     "DeadlineExceeded": "it came too late and will never be applied",
 }
 #: The contract's reason tokens; its details are in English only.
-_REASONS_IN_CHINESE = {
+_REASONS_IN_CHINESE: dict[contract.Reason, str] = {
     "missing": "缺失",
     "wrong_type": "类型错误",
     "out_of_range": "超出范围",

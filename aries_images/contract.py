@@ -7,11 +7,13 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Self
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+#: The seed's version of the interface.
+VERSION = "v1"
 #: Name of the Celery task, and of the two queues that requests wait in: a worker takes from the first one first.
 TASK = "image.update"
 QUEUE = "image.update"
@@ -47,13 +49,34 @@ UPDATABLE = FIELDS[1:]
 READ_ONLY = frozenset({"source_path", "created_at", "updated_at", "revision"})
 
 REQUEST_ID_RULE = "the id must be 1 to 255 characters of A-Z a-z 0-9 . _ : -"
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,255}", re.ASCII)
-_REPLY_QUEUE_NAME = re.compile(r"[A-Za-z0-9._:-]{1,200}", re.ASCII)
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+#: The forms of names and headers, each for the whole of it, in what Python and JSON Schema have in common.
+REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._:-]{1,255}")
+CALLER_FORM = re.compile(r"[A-Za-z0-9_-]{1,64}")
+REPLY_QUEUE_FORM = re.compile(r"[A-Za-z0-9._:-]{1,200}")
+TRACEPARENT_FORM = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 
 
 # --- codes -----------------------------------------------------------------------------------------------------------
+
+#: What can be wrong with one field of a request, and with the request as a whole: stable tokens.
+FieldReason = Literal[
+    "missing",
+    "wrong_type",
+    "out_of_range",
+    "too_short",
+    "too_long",
+    "white_space",
+    "bad_character",
+    "value_not_allowed",
+    "null_not_allowed",
+    "read_only",
+    "unknown_field",
+    "reply_to_not_allowed",
+]
+RequestReason = Literal["malformed_message", "request_id_reused"]
+#: All of them, with the one of a name that another image has.
+Reason = Literal[FieldReason, RequestReason, "taken"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +90,15 @@ class Code:
     #: Whether the ledger keeps the reply, so that a resend gets it again.
     stored: bool = True
     retry: Literal["no", "backoff", "new_request"] = "no"
+    #: What its details can say; a code without any has no details.
+    reasons: tuple[Reason, ...] = ()
 
 
-INVALID_PARAMETER = Code("InvalidParameter", 400, "参数无效")
+INVALID_PARAMETER = Code(
+    "InvalidParameter", 400, "参数无效", reasons=(*get_args(FieldReason), *get_args(RequestReason))
+)
 IMAGE_NOT_FOUND = Code("ImageNotFound", 404, "镜像不存在")
-IMAGE_NAME_EXISTS = Code("ImageNameExists", 400, "镜像名称已存在")
+IMAGE_NAME_EXISTS = Code("ImageNameExists", 400, "镜像名称已存在", reasons=("taken",))
 INTERNAL_ERROR = Code("InternalError", 500, "内部错误", stored=False, retry="backoff")
 UNAUTHORIZED = Code("Unauthorized", 401, "未认证", stored=False)
 FORBIDDEN = Code("Forbidden", 403, "无权限", stored=False)
@@ -97,10 +124,10 @@ CODES = {
 
 
 class Detail(NamedTuple):
-    """What is wrong with one field: a stable token and an English sentence."""
+    """What is wrong with one field, or with none in particular: a stable token and an English sentence."""
 
     field: str | None
-    reason: str
+    reason: Reason
     message: str
 
 
@@ -171,7 +198,7 @@ class UpdateRequest(BaseModel):
 
 
 #: pydantic's error types -> our stable tokens. Only errors that the model above can raise.
-_REASONS = {
+_REASONS: dict[str, FieldReason] = {
     "missing": "missing",
     "int_type": "wrong_type",
     "string_type": "wrong_type",
@@ -185,7 +212,7 @@ _REASONS = {
     "bad_character": "bad_character",
 }
 
-_SENTENCES = {
+_SENTENCES: dict[FieldReason, str] = {
     "missing": "{field} is required",
     "wrong_type": "{field} must be a JSON {type}",
     "out_of_range": "{field} must be from 1 to 9223372036854775807",
@@ -200,7 +227,7 @@ _SENTENCES = {
 }
 
 
-def _detail(field: str, reason: str) -> Detail:
+def _detail(field: str, reason: FieldReason) -> Detail:
     kind = "integer" if field == "id" else "string"
     limit = 4096 if field == "description" else 255
     return Detail(field, reason, _SENTENCES[reason].format(field=field[:255], type=kind, limit=limit))
@@ -323,12 +350,12 @@ def is_text(value: object) -> bool:
 
 def is_request_id(value: object) -> bool:
     """Whether `value` may serve as request id, task id and idempotency key."""
-    return isinstance(value, str) and _REQUEST_ID.fullmatch(value) is not None
+    return isinstance(value, str) and REQUEST_ID_FORM.fullmatch(value) is not None
 
 
 def is_traceparent(value: object) -> bool:
     """Whether `value` is a W3C trace context that can be passed on."""
-    return isinstance(value, str) and _TRACEPARENT.fullmatch(value) is not None
+    return isinstance(value, str) and TRACEPARENT_FORM.fullmatch(value) is not None
 
 
 def reply_queue(reply_to: object, caller: str) -> str | None:
@@ -338,7 +365,7 @@ def reply_queue(reply_to: object, caller: str) -> str | None:
     """
     if reply_to is None or reply_to == "" or (isinstance(reply_to, str) and _UUID.fullmatch(reply_to)):
         return REPLY_QUEUE
-    if not isinstance(reply_to, str) or _REPLY_QUEUE_NAME.fullmatch(reply_to) is None:
+    if not isinstance(reply_to, str) or REPLY_QUEUE_FORM.fullmatch(reply_to) is None:
         return None
     own = REPLY_QUEUE_PREFIX + caller
     return reply_to if reply_to in (REPLY_QUEUE, own) or reply_to.startswith(own + ".") else None
@@ -352,14 +379,14 @@ class Image(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    id: int
-    name: str
-    os_type: OsType
-    os_name: str
-    description: str
-    source_path: str
-    created_at: datetime
-    updated_at: datetime
+    id: int = Field(description="镜像ID")
+    name: str = Field(description="镜像名称")
+    os_type: OsType = Field(description="操作系统类型")
+    os_name: str = Field(description="操作系统名称")
+    description: str = Field(description="镜像描述")
+    source_path: str = Field(description="镜像源文件路径")
+    created_at: datetime = Field(description="创建时间")
+    updated_at: datetime = Field(description="更新时间")
     #: Grows by one with every change; for `if_revision`.
     revision: int
 
@@ -437,9 +464,18 @@ class Reply:
     @property
     def event_type(self) -> str:
         """The CloudEvents type of this reply."""
-        if self.code is None:
-            return "aries.image.updated"
-        return "aries.image.update_failed" if self.code == INTERNAL_ERROR.name else "aries.image.update_refused"
+        return event_type(self.code)
+
+
+#: The CloudEvents source of every reply event.
+EVENT_SOURCE = "/aries/images"
+
+
+def event_type(code: str | None) -> str:
+    """The CloudEvents type of a reply with that code, or of a success."""
+    if code is None:
+        return "aries.image.updated"
+    return "aries.image.update_failed" if code == INTERNAL_ERROR.name else "aries.image.update_refused"
 
 
 def reply_event(reply: Reply, moment: datetime) -> str:
@@ -447,7 +483,7 @@ def reply_event(reply: Reply, moment: datetime) -> str:
     attributes: dict[str, Any] = {
         "specversion": "1.0",
         "id": reply.request_id,
-        "source": "/aries/images",
+        "source": EVENT_SOURCE,
         "type": reply.event_type,
     }
     if reply.image_id is not None:

@@ -11,7 +11,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from aries_images import AriesImagesError, Detail, OutcomeUnknown
+from aries_images import AriesImagesError, OutcomeUnknown
 from aries_images.aio import AsyncImageClient
 from gateway import response
 from gateway.openapi import PATH, document
@@ -100,7 +100,7 @@ async def _no_route(request: Request, error: Exception) -> Response:
     not_allowed = isinstance(error, HTTPException) and error.status_code == response.METHOD_NOT_ALLOWED.status
     kind = response.METHOD_NOT_ALLOWED if not_allowed else response.NOT_FOUND
     headers = dict(getattr(error, "headers", None) or {})
-    what = Detail(None, "unknown_route", f"there is no {request.method} {request.url.path}"[:500])
+    what = response.OwnDetail(None, "unknown_route", f"there is no {request.method} {request.url.path}"[:500])
     return response.of_error(kind, str(uuid.uuid4()), what, headers=headers)
 
 

@@ -1,6 +1,6 @@
 """What goes back to an HTTP caller: the image, or an error in the one form that all errors have."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import orjson
 from starlette.responses import Response
@@ -9,6 +9,18 @@ from aries_images import AriesImagesError, Detail, Image, contract
 
 #: Seconds after which asking again may help.
 RETRY_AFTER = "1"
+
+
+#: What can be wrong on this side of the queue: tokens beside the contract's.
+Reason = Literal["no_answer", "unknown_route"]
+
+
+class OwnDetail(NamedTuple):
+    """A detail that the queue does not know, in the form of those that it does."""
+
+    field: None
+    reason: Reason
+    message: str
 
 
 class HttpError(NamedTuple):
@@ -32,7 +44,9 @@ def of_image(image: Image, request_id: str) -> Response:
     return _json(document, 200, request_id, {"ETag": f'"{image.revision}"'})
 
 
-def of_error(error: HttpError, request_id: str, *details: Detail, headers: dict[str, str] | None = None) -> Response:
+def of_error(
+    error: HttpError, request_id: str, *details: Detail | OwnDetail, headers: dict[str, str] | None = None
+) -> Response:
     """An error of the gateway's own."""
     document = {
         "code": error.code,
@@ -55,10 +69,10 @@ def of_refusal(error: AriesImagesError, request_id: str, *, had_proof: bool) -> 
     return of_error(HttpError(code.name, code.status, code.message), request_id, *error.details, headers=headers)
 
 
-def resend(request_id: str, why: str) -> Detail:
+def resend(request_id: str, why: str) -> OwnDetail:
     """The advice to whoever does not know what became of his request."""
     advice = f"send the same request again with Idempotency-Key: {request_id}; it is never applied twice"
-    return Detail(None, "no_answer", f"{why}; {advice}")
+    return OwnDetail(None, "no_answer", f"{why}; {advice}")
 
 
 def _json(document: dict[str, Any], status: int, request_id: str, headers: dict[str, str]) -> Response:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import DDL, Table, delete, insert, select
 
-from aries_images import contract
+from aries_images import contract, examples
 from aries_images.contract import Refusal, Reply, UpdateRequest, digest_of, validate
 from models import image_revisions, images, requests
 from tasks.apply_updates import Request, apply_updates
@@ -20,14 +20,8 @@ from worker.task import jitter, pause_after
 
 #: When every image of a test was made.
 MADE_AT = datetime(2024, 3, 20, 10, 30, tzinfo=UTC)
-#: The seed's example request, and what the image was called before it.
-SEED_BODY = {
-    "id": 1,
-    "name": "CentOS-7.9-x64-updated",
-    "os_type": "linux",
-    "os_name": "CentOS",
-    "description": "CentOS 7.9 64位基础镜像 - 更新版",
-}
+#: The seed's example request.
+SEED_BODY = examples.REQUEST
 #: Said by the database when it is asked to keep the name `poison`; no caller may ever read it.
 SECRET = "hidden-in-the-log-alone"
 
@@ -45,7 +39,7 @@ def an_image(id_: int, name: str | None = None, **fields: Any) -> Row:
         "os_type": "linux",
         "os_name": "CentOS",
         "description": "",
-        "source_path": "/path/to/image/file.iso",
+        "source_path": examples.IMAGE["source_path"],
         "created_at": MADE_AT,
         "updated_at": MADE_AT,
         "revision": 1,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import psycopg
@@ -16,7 +16,7 @@ from psycopg import sql
 from redis import Redis
 
 from models.migrations import upgrade
-from tests import servers
+from tests import nodejs, servers
 from worker.embedded import ServerFailedError
 
 Given = TypeVar("Given")
@@ -24,12 +24,17 @@ Given = TypeVar("Given")
 _numbers = itertools.count()
 
 
+def _missing(what: Exception) -> NoReturn:
+    """What is missing is a reason to skip on a desk, and a failure in CI."""
+    (pytest.fail if os.environ.get("CI") else pytest.skip)(str(what))
+
+
 def _running(server: AbstractContextManager[Given]) -> Iterator[Given]:
-    """A server for the whole run. One that is missing is a reason to skip on a desk, and a failure in CI."""
+    """A server for the whole run."""
     try:
         given = server.__enter__()
     except ServerFailedError as error:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
+        _missing(error)
     yield given
     server.__exit__(None, None, None)
 
@@ -53,6 +58,15 @@ def rabbit_server() -> Iterator[servers.RabbitServer]:
         server = servers.RabbitServer(Path(folder))
         for _ in _running(server):
             yield server
+
+
+@pytest.fixture(scope="session")
+def node() -> nodejs.Node:
+    """Node.js with the packages that tests/node/package.json asks for."""
+    try:
+        return nodejs.installed()
+    except nodejs.NodeMissingError as error:
+        _missing(error)
 
 
 def _empty(url: str) -> str:

@@ -24,7 +24,6 @@ SCOPE = "image:update"
 #: Seconds that the clocks of the issuer and of the worker may be apart.
 LEEWAY = 5
 _REQUIRED = ["aud", "exp", "nbf", "sub"]
-_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _BEARER = re.compile(r"bearer ([A-Za-z0-9_.-]{1,8192})", re.ASCII | re.IGNORECASE)
 #: Tokens, and callers, that are remembered.
 _TOKENS, _CALLERS = 1000, 10_000
@@ -174,7 +173,7 @@ class Door:
 
 def _read_claims(claims: Mapping[str, Any], generation: int) -> _Token:
     name, scope, images = claims["sub"], claims.get("scope", ""), claims.get("images")
-    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+    if not isinstance(name, str) or contract.CALLER_FORM.fullmatch(name) is None:
         raise _Rejected("its sub is no name of a caller")
     scopes = scope.split() if isinstance(scope, str) else scope
     bound = claims.get("rid"), claims.get("dig")

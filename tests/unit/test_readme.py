@@ -1,4 +1,4 @@
-"""Both READMEs against the code: the tables of codes and of settings, and the same examples in both."""
+"""Both READMEs against the code: the table of settings, and the same examples in both."""
 
 import re
 from pathlib import Path
@@ -6,12 +6,10 @@ from typing import Any
 
 import pytest
 
-from aries_images import contract
 from worker.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
 ENGLISH, CHINESE = ROOT / "README.md", ROOT / "README.zh-CN.md"
-YES_AND_NO = {ENGLISH: ("yes", "no"), CHINESE: ("是", "否")}
 
 readmes = pytest.mark.parametrize("readme", [ENGLISH, CHINESE], ids=lambda file: file.name)
 
@@ -24,18 +22,6 @@ def rows(readme: Path, first_cell: str) -> list[list[str]]:
 
 def written(default: Any) -> str:
     return f"`{default:g}`" if isinstance(default, int | float) else f"`{default}`" if default else "–"
-
-
-@readmes
-def test_the_error_table_says_what_the_contract_says(readme: Path) -> None:
-    yes, no = YES_AND_NO[readme]
-    expected = [
-        [f"`{code.name}`", str(code.status), code.message, f"`{code.retry}`", yes if code.stored else no]
-        for code in contract.CODES.values()
-    ]
-    found = rows(readme, "[A-Z][A-Za-z]+")
-    assert [[*cells[:3], *cells[4:]] for cells in found] == expected
-    assert all(cells[3].strip() for cells in found)
 
 
 @readmes

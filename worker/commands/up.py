@@ -16,7 +16,7 @@ import click
 from celery import Celery
 from rich.console import Console
 
-from aries_images import AriesImagesError, ImageClient
+from aries_images import AriesImagesError, ImageClient, examples
 from aries_images.contract import ANONYMOUS, REPLY_QUEUE_PREFIX
 from aries_images.signing import SigningKey
 from models import images
@@ -30,19 +30,9 @@ from worker.settings import PREFIX, Settings, load_settings
 #: What is kept between two runs.
 VAR = Path("var")
 SAMPLES = Path(__file__).with_name("samples.jsonl")
-SAMPLE_PATH = "/path/to/image/file.iso"
 #: The caller who sends the example, and seconds that the token printed for him is good for.
 CALLER = "demo"
 TOKEN_SECONDS = 12 * 3600
-#: The seed's example request.
-EXAMPLE: dict[str, Any] = {
-    "id": 1,
-    "name": "CentOS-7.9-x64-updated",
-    "os_type": "linux",
-    "os_name": "CentOS",
-    "description": "CentOS 7.9 64位基础镜像 - 更新版",
-}
-
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 console = Console(highlight=False)
@@ -107,7 +97,9 @@ def _prepare(stack: ExitStack) -> Settings:
                 rows, _ = read_images(lines)
                 insert_images(connection, rows, Console(quiet=True))
         elif (
-            connection.execute(images.select().where(images.c.source_path == SAMPLE_PATH, images.c.id == 1)).first()
+            connection.execute(
+                images.select().where(images.c.source_path == examples.IMAGE["source_path"], images.c.id == 1)
+            ).first()
             is None
         ):
             raise click.ClickException("image 1 of this database is not the sample, so the example is not for it")
@@ -163,13 +155,13 @@ def _send_example(settings: Settings) -> bool:
     queue = REPLY_QUEUE_PREFIX + caller
     with ImageClient(settings.broker_url, settings.result_url, token=_token(settings), reply_to=queue) as client:
         with _step("sending the example request and waiting for its reply"):
-            pending = client.submit(**EXAMPLE, timeout=PATIENCE)
+            pending = client.submit(**examples.REQUEST, timeout=PATIENCE)
             with suppress(AriesImagesError):  # a refusal is shown below, like any reply
                 pending.result()
         with _step("reading the reply event"):
             events = [event for event in client.replies(queue, timeout=1) if event.id == pending.request_id]
     reply = Celery(backend=settings.result_url).AsyncResult(pending.request_id).result
-    _show("request", EXAMPLE)
+    _show("request", examples.REQUEST)
     _show("reply document", reply)
     for event in events:
         shown = {"id": event.id, "type": event.type, "time": event.time, "headers": event.headers, "data": event.reply}
@@ -187,7 +179,7 @@ def _token(settings: Settings) -> str | None:
 def _is_expected(reply: Any) -> bool:
     match reply:
         case {"status": 200, "image": dict(image)}:
-            return EXAMPLE.items() <= image.items()
+            return examples.REQUEST.items() <= image.items()
     return False
 
 

@@ -1,0 +1,1 @@
+"""What is written of the contract for other languages, made from it: `python -m documents`."""
