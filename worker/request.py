@@ -31,8 +31,13 @@ class Request(celery_request.Request):  # type: ignore[misc]  # Celery has no ty
         """Nor by a worker that leaves at once; its pool waits for it."""
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002  # Celery's name
-        """Celery's event; without the traceback of a fault, which is for the worker's log alone."""
+        """Celery's event; without the traceback of a fault, which is for the worker's log alone.
+
+        A batch is told of as started when Celery's loop gets round to it, which may be when it is over.
+        """
         fields.pop("traceback", None)
+        if type == "task-started":
+            fields["timestamp"] = self.time_start
         super().send_event(type, **fields)
 
 
