@@ -6,7 +6,7 @@ BIN := .venv/bin
 SAY := @printf '\n==> %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help run test faults lint bench gateway flower lock sbom audit clean
+.PHONY: help run test faults lint bench gateway flower pictures lock sbom audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -36,9 +36,12 @@ bench: .venv/.installed ## measure against other workers on servers of its own (
 gateway: .venv/.installed ## PUT /aries/api/v1/image on http://127.0.0.1:8080, with /docs (ARGS="--port 80 --workers 4")
 	@$(BIN)/uvicorn gateway.app:app --port=8080 --no-access-log $(ARGS)
 
-flower: .venv-flower/.installed ## watch the worker in a browser, on http://127.0.0.1:5555 (ARGS=--port=80; --help: more)
+flower: .venv-flower/.installed ## watch the worker in a browser, on http://127.0.0.1:5555 (ARGS=--port=5556)
 	$(SAY) "user and password: var/flower/login, or what FLOWER_BASIC_AUTH says"
 	@.venv-flower/bin/celery --workdir deploy -A flower_app flower $(ARGS)
+
+pictures: .venv/.installed .venv-flower/.installed ## make docs/pictures anew, out of a Chromium
+	@ARIES_PICTURES=docs/pictures $(BIN)/pytest tests/integration/test_flower.py
 
 lock: .venv-lock/.installed ## choose versions anew within pyproject.toml (ARGS=--upgrade: the newest)
 	$(call compile,--extra worker --extra gateway --extra cli --extra dev,requirements.lock)

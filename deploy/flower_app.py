@@ -3,10 +3,11 @@
 import os
 
 from celery import Celery
+from kombu import Queue
 
 app = Celery("flower", broker=os.environ.get("ARIES_BROKER_URL", "redis://127.0.0.1:6379/0"))
 # What the broker tab shows until a worker has said what it takes from.
-app.conf.task_queues = {"image.update": {}, "image.update.bulk": {}}
+app.conf.task_queues = [Queue("image.update"), Queue("image.update.bulk")]
 app.conf.task_default_queue = "image.update"
 # Whoever reads from a broker also gives back what other readers seem to have died over, by its own idea of how long
 # that takes. With keys of its own Flower never sees the requests that workers hold.
