@@ -235,7 +235,9 @@ def test_a_request_that_is_held_up_is_started_and_its_time_is_all_of_it(town: To
         pending = town.caller.submit(1, description="held up", request_id="order-1049", timeout=PATIENCE)
         assert town.row("/tasks", UUID="order-1049", State="STARTED")["Result"] == ""
         seen_at = time.monotonic()
-        assert [held["id"] for held in inspect.active()[NODE]] == ["order-1049"]
+        assert [(held["id"], held["kwargs"]) for held in inspect.active()[NODE]] == [
+            ("order-1049", "{'id': 1, 'description': ...}")
+        ]
         until(lambda: inspect.stats()[NODE]["pool"]["undecided"])  # its first try is over
         held_for = time.monotonic() - seen_at
         other.rollback()
