@@ -4,11 +4,9 @@ import os
 import signal
 import sqlite3
 import time
-from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from http.client import HTTPConnection
 from pathlib import Path
 
 import psutil
@@ -21,6 +19,7 @@ from models.migrations import upgrade
 from tests.acl import redis_with_users, refusals, url_for
 from tests.browsers import running_chromium
 from tests.builders import SECRET, a_message, an_image, load, poison
+from tests.flowers import ask
 from tests.running import until
 from tests.service import PATIENCE, Service, service_at
 from tests.workers import CHECKOUT, Worker, running_worker
@@ -89,12 +88,8 @@ class Town:
         if PICTURES:
             self.browser.save_screenshot(str(CHECKOUT / PICTURES / f"{name}.png"))
 
-    def ask(self, method: str, path: str, login: tuple[str, str] | None = None) -> int:
-        """The status that a program is answered with."""
-        with closing(HTTPConnection("127.0.0.1", self.flower.port, timeout=PATIENCE)) as connection:
-            proof = b64encode(":".join(login).encode()).decode() if login else ""
-            connection.request(method, path, headers={"Authorization": f"Basic {proof}"} if login else {})
-            return connection.getresponse().status
+    def status(self, path: str, login: tuple[str, str] | None = None, method: str = "GET") -> int:
+        return ask(self.flower.port, path, login, method)[0]
 
 
 @pytest.fixture(scope="module")
@@ -132,13 +127,13 @@ def worker(town: Town) -> Iterator[Worker]:
 @pytest.mark.parametrize("path", ["/", "/tasks", "/broker", "/task/order-1041", "/api/tasks", "/api/workers"])
 def test_nobody_sees_anything_without_the_login(town: Town, path: str) -> None:
     user, password = town.flower.login
-    assert town.ask("GET", path) == 401
-    assert town.ask("GET", path, (user, password + "x")) == 401
-    assert town.ask("GET", path, (user, password)) in (200, 404)
+    assert town.status(path) == 401
+    assert town.status(path, (user, password + "x")) == 401
+    assert town.status(path, (user, password)) in (200, 404)
 
 
 def test_figures_and_health_are_open_to_all(town: Town) -> None:
-    assert [town.ask("GET", path) for path in ("/metrics", "/healthcheck")] == [200, 200]
+    assert [town.status(path) for path in ("/metrics", "/healthcheck")] == [200, 200]
 
 
 def test_the_password_is_for_who_may_read_the_file(town: Town) -> None:
@@ -262,7 +257,7 @@ def test_a_request_that_is_held_up_is_started_and_its_time_is_all_of_it(town: To
     ],
 )
 def test_what_would_change_something_is_refused(town: Town, worker: Worker, path: str) -> None:
-    assert town.ask("POST", path, town.flower.login) == 403
+    assert town.status(path, town.flower.login, "POST") == 403
     assert town.service.celery.control.ping([worker.node], timeout=1)
 
 

@@ -6,16 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
-from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import suppress
-from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
+from tests.flowers import ask
 from tests.running import until
 from tests.workers import CHECKOUT
 from worker.embedded import end_child, start_child
@@ -37,16 +35,6 @@ def somebody_at_5555() -> Iterator[None]:
         yield
 
 
-def get(port: int, path: str, login: str | None) -> tuple[int, str]:
-    connection = HTTPConnection("127.0.0.1", port, timeout=10)
-    headers = {"Authorization": f"Basic {b64encode(login.encode()).decode()}"} if login else {}
-    connection.request("GET", path, headers=headers)
-    response = connection.getresponse()
-    answer = response.status, response.read().decode()
-    connection.close()
-    return answer
-
-
 @pytest.mark.usefixtures("somebody_at_5555")
 def test_it_brings_up_flower_prints_a_link_and_takes_all_of_it_down(tmp_path: Path) -> None:
     log = tmp_path / "up.log"
@@ -59,9 +47,8 @@ def test_it_brings_up_flower_prints_a_link_and_takes_all_of_it_down(tmp_path: Pa
             (pytest.fail if os.environ.get("CI") else pytest.skip)("Flower is not installed")
         port, user, password = until(lambda: LINK.search(log.read_text()), 5).groups()  # type: ignore[union-attr]
         assert port != "5555"
-        assert get(int(port), "/api/tasks", None)[0] == 401
-        tasks: Any = until(lambda: (found := get(int(port), "/api/tasks", f"{user}:{password}")[1]) != "{}" and found)
-        assert "image 1, revision 2" in tasks
+        assert ask(int(port), "/api/tasks")[0] == 401
+        until(lambda: "image 1, revision 2" in ask(int(port), "/api/tasks", (user, password))[1])
         family = psutil.Process(up.pid).children(recursive=True)
         assert len(family) == 3  # Redis, worker, Flower
     finally:
