@@ -120,7 +120,7 @@ class ImagesService:
         return {image.id: image for image in self.images()}[id]
 
     def images(self) -> list[Image]:
-        """All images as they are now, in the order of their ids."""
+        """All images as they are now, in the order of their ids; each equal to what `update` returned of it."""
         return [Image.model_validate(image) for image in self._worker.order("images")]
 
     def revisions(self, id: int) -> list[Revision]:  # noqa: A002 - as above

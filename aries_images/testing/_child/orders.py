@@ -91,13 +91,12 @@ class Orders:
 
     def begin(self) -> None:
         """Have everything be as if there had been nobody before."""
-        with self._script.lock:
-            self._script.begin()
-            for server in self._servers:
-                server.flushdb()
-            with app.database.transaction() as connection:
-                for table in (image_revisions, requests, images):
-                    connection.execute(delete(table))
+        broker, results = self._servers
+        with self._script.between_tests(broker), app.database.transaction() as connection:
+            broker.flushdb()
+            results.flushdb()
+            for table in (image_revisions, requests, images):
+                connection.execute(delete(table))
             app.door = self._open_door
 
     def load(self, image: dict[str, Any]) -> None:
@@ -117,8 +116,9 @@ class Orders:
             raise ValueError(f"another image has the id {image['id']} or the name {image['name']!r}") from None
 
     def images(self) -> list[dict[str, Any]]:
-        """The rows of all images."""
-        return _rows(select(images).order_by(images.c.id))
+        """All images, as a reply has them, with their revisions."""
+        rows = _rows(select(images).order_by(images.c.id))
+        return [contract.image_document(row) | {"revision": row["revision"]} for row in rows]
 
     def revisions(self, id: int) -> list[dict[str, Any]]:  # noqa: A002  # as the test calls it
         """The rows of an image's revisions."""
@@ -127,8 +127,7 @@ class Orders:
 
     def requests(self) -> list[dict[str, Any]]:
         """What was asked so far."""
-        with self._script.lock:
-            return [*self._script.taken]
+        return self._script.taken
 
     def refuse(self, code: str, details: list[list[str | None]], times: int) -> None:
         """Have the next requests refused; or run into a fault, which is a code too."""

@@ -5,13 +5,17 @@ way of all others, through batch, transaction, ledger and result backend, so tha
 documents.
 """
 
+import json
 import threading
-import time
+import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
+
+from redis import Redis
 
 from aries_images import contract
 from aries_images.contract import Detail, Refusal, Reply
@@ -23,6 +27,9 @@ from worker.task import Addressed, Answer, Delivery
 #: Codes that are decided before the ledger is looked at, and codes of replies that name no image.
 _BEFORE_THE_LEDGER = (contract.UNAUTHORIZED, contract.TOO_MANY_REQUESTS)
 _WITHOUT_IMAGE = (contract.INVALID_PARAMETER, contract.FORBIDDEN)
+#: The body of a message that is only sent for its place in the queue, and seconds that it is waited for.
+_EMPTY = "[[],{},{}]"
+_PATIENCE = 20.0
 
 
 class WantedFaultError(Exception):
@@ -50,40 +57,68 @@ class Script:
     """What is to become of the requests that come next, in order, and those that have come."""
 
     def __init__(self, app: Any) -> None:
-        #: Held while a batch runs, and while its answers are sent.
-        self.lock = threading.RLock()
+        # Held while a batch runs, and while its answers are sent.
+        self._turn = threading.Condition()
         self._next: deque[Outcome] = deque()
+        self._taken: list[dict[str, Any]] = []
         self._unheard: set[tuple[str, float]] = set()
-        self._began_at = 0.0
-        #: The requests that have come, as a test is told of them.
-        self.taken: list[dict[str, Any]] = []
+        self._is_between_tests = False
+        #: Ids of messages that are waited for between two tests.
+        self._last: set[str] = set()
         self._wrap(app.tasks[contract.TASK], app.backend)
 
-    def begin(self) -> None:
-        """Forget everything: what came before is of a test that is over, and is neither applied nor answered."""
-        self._next.clear()
-        self._unheard.clear()
-        self.taken.clear()
-        self._began_at = time.time()
+    @contextmanager
+    def between_tests(self, broker: Redis) -> Iterator[None]:
+        """A block in which nobody else is at work, and after which nothing is left of the test before.
+
+        That test may have left requests anywhere: in the queue, on the way to the worker, in its waiting list. Those
+        in the queue are deleted; behind the others a last one is sent in each lane. When these have come, all before
+        them have come too, and have been neither applied nor answered.
+        """
+        with self._turn:
+            self._is_between_tests = True
+            self._unheard.clear()
+            broker.flushdb()
+            # The lane in front last: there the worker waits, and then looks into both.
+            for queue in reversed(contract.QUEUES):
+                self._last.add(last := str(uuid.uuid4()))
+                headers = {"task": contract.TASK, "id": last}
+                broker.lpush(
+                    queue, json.dumps({"body": _EMPTY, "content-type": "application/json", "headers": headers})
+                )
+            try:
+                if not self._turn.wait_for(lambda: not self._last, _PATIENCE):
+                    raise TimeoutError(f"the worker has not taken for {_PATIENCE:g} s what is on its queues")
+                self._next.clear()
+                self._taken.clear()
+                yield
+            finally:
+                self._is_between_tests = False
 
     def add(self, outcome: Outcome, times: int) -> None:
         """Have the next requests, behind those that are spoken for, come to `outcome`."""
-        with self.lock:
+        with self._turn:
             self._next.extend([outcome] * times)
+
+    @property
+    def taken(self) -> list[dict[str, Any]]:
+        """The requests that have come, as a test is told of them."""
+        with self._turn:
+            return [*self._taken]
 
     def _wrap(self, task: Any, backend: Any) -> None:
         """Wrap what reads a batch, what decides a request, and what sends the answers."""
         decide, send_answers = apply_updates._Batch._decide, backend.send_answers  # noqa: SLF001
 
         def run(deliveries: Sequence[Delivery]) -> list[Addressed | None]:
-            with self.lock:
+            with self._turn:
                 return answer_all(task, deliveries, self._read)
 
         def decide_as_scripted(batch: Any, request: Request) -> Reply:
             return _reply(request) if isinstance(request, _Scripted) else decide(batch, request)
 
         def send_what_is_heard(answers: Sequence[Answer]) -> None:
-            with self.lock:
+            with self._turn:
                 if heard := [answer for answer in answers if not self._is_unheard(answer.delivery)]:
                     send_answers(heard)
 
@@ -91,14 +126,16 @@ class Script:
         apply_updates._Batch._decide = decide_as_scripted  # type: ignore[method-assign, assignment]  # noqa: SLF001
 
     def _read(self, delivery: Delivery, app: Any) -> Request | Reply:
-        if delivery.received_at < self._began_at:
-            return _unread(delivery)
-        self.taken.append(_as_taken(delivery))
+        if self._is_between_tests:
+            self._last.discard(delivery.request_id)
+            self._turn.notify_all()
+            return self._ignore(delivery)
+        self._taken.append(_as_taken(delivery))
         outcome = self._next.popleft() if self._next else None
-        if isinstance(outcome, Silence):
+        if outcome is Silence.NOT_APPLIED:
+            return self._ignore(delivery)
+        if outcome is Silence.APPLIED:
             self._unheard.add(_key(delivery))
-            if outcome is Silence.NOT_APPLIED:
-                return _unread(delivery)
         request = read_request(delivery, app)
         if isinstance(request, Reply) or not isinstance(outcome, Refusal):
             return request
@@ -106,18 +143,18 @@ class Script:
             return Reply.refused(request.id, request.digest, outcome, stored=False)
         return _Scripted(**{one.name: getattr(request, one.name) for one in fields(request)}, outcome=outcome)
 
+    def _ignore(self, delivery: Delivery) -> Reply:
+        """What takes the place of a reply that is not sent."""
+        self._unheard.add(_key(delivery))
+        return Reply.refused(delivery.request_id, None, Refusal(contract.INTERNAL_ERROR))
+
     def _is_unheard(self, delivery: Delivery) -> bool:
-        return delivery.received_at < self._began_at or _key(delivery) in self._unheard
+        return self._is_between_tests or _key(delivery) in self._unheard
 
 
 def _key(delivery: Delivery) -> tuple[str, float]:
     """One of the deliveries of a request: it may be sent again, under the same id."""
     return delivery.request_id, delivery.received_at
-
-
-def _unread(delivery: Delivery) -> Reply:
-    """What takes the place of a reply that nobody gets."""
-    return Reply.refused(delivery.request_id, None, Refusal(contract.INTERNAL_ERROR))
 
 
 def _reply(request: _Scripted) -> Reply:
