@@ -46,8 +46,8 @@ class ImagesService:
     def __init__(self, worker: WorkerProcess) -> None:
         self._worker = worker
         self._clients: list[ImageClient] = []
-        self._log_begins = worker.log.stat().st_size
         worker.order("begin")
+        self._log_begins = worker.log.stat().st_size
 
     @property
     def broker_url(self) -> str:

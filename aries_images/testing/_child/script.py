@@ -5,11 +5,12 @@ way of all others, through batch, transaction, ledger and result backend, so tha
 documents.
 """
 
+import functools
 import json
 import threading
 import uuid
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from enum import Enum
@@ -27,8 +28,7 @@ from worker.task import Addressed, Answer, Delivery
 #: Codes that are decided before the ledger is looked at, and codes of replies that name no image.
 _BEFORE_THE_LEDGER = (contract.UNAUTHORIZED, contract.TOO_MANY_REQUESTS)
 _WITHOUT_IMAGE = (contract.INVALID_PARAMETER, contract.FORBIDDEN)
-#: The body of a message that is only sent for its place in the queue, and seconds that it is waited for.
-_EMPTY = "[[],{},{}]"
+#: Seconds that the worker may take for what a test has left behind.
 _PATIENCE = 20.0
 
 
@@ -72,25 +72,22 @@ class Script:
         """A block in which nobody else is at work, and after which nothing is left of the test before.
 
         That test may have left requests anywhere: in the queue, on the way to the worker, in its waiting list. Those
-        in the queue are deleted; behind the others a last one is sent in each lane. When these have come, all before
-        them have come too, and have been neither applied nor answered.
+        in the queue are deleted; behind the others a last one is sent in each lane. When these have been through, all
+        before them have been too, and what is left of them can be deleted.
         """
         with self._turn:
             self._is_between_tests = True
-            self._unheard.clear()
             broker.flushdb()
+            self._last = {str(uuid.uuid4()) for _ in contract.QUEUES}
             # The lane in front last: there the worker waits, and then looks into both.
-            for queue in reversed(contract.QUEUES):
-                self._last.add(last := str(uuid.uuid4()))
-                headers = {"task": contract.TASK, "id": last}
-                broker.lpush(
-                    queue, json.dumps({"body": _EMPTY, "content-type": "application/json", "headers": headers})
-                )
+            for queue, request_id in zip(reversed(contract.QUEUES), self._last, strict=True):
+                broker.lpush(queue, _smallest_message(request_id))
             try:
                 if not self._turn.wait_for(lambda: not self._last, _PATIENCE):
-                    raise TimeoutError(f"the worker has not taken for {_PATIENCE:g} s what is on its queues")
+                    raise TimeoutError("the worker is not done with what the test before has left behind")
                 self._next.clear()
                 self._taken.clear()
+                self._unheard.clear()
                 yield
             finally:
                 self._is_between_tests = False
@@ -108,7 +105,7 @@ class Script:
 
     def _wrap(self, task: Any, backend: Any) -> None:
         """Wrap what reads a batch, what decides a request, and what sends the answers."""
-        decide, send_answers = apply_updates._Batch._decide, backend.send_answers  # noqa: SLF001
+        decide = apply_updates._Batch._decide  # noqa: SLF001
 
         def run(deliveries: Sequence[Delivery]) -> list[Addressed | None]:
             with self._turn:
@@ -117,25 +114,18 @@ class Script:
         def decide_as_scripted(batch: Any, request: Request) -> Reply:
             return _reply(request) if isinstance(request, _Scripted) else decide(batch, request)
 
-        def send_what_is_heard(answers: Sequence[Answer]) -> None:
-            with self._turn:
-                if heard := [answer for answer in answers if not self._is_unheard(answer.delivery)]:
-                    send_answers(heard)
-
-        task.run, backend.send_answers = run, send_what_is_heard
+        task.run, backend.send_answers = run, functools.partial(self._send, backend.send_answers)
         apply_updates._Batch._decide = decide_as_scripted  # type: ignore[method-assign, assignment]  # noqa: SLF001
 
     def _read(self, delivery: Delivery, app: Any) -> Request | Reply:
         if self._is_between_tests:
-            self._last.discard(delivery.request_id)
-            self._turn.notify_all()
-            return self._ignore(delivery)
+            return _unread(delivery)
         self._taken.append(_as_taken(delivery))
         outcome = self._next.popleft() if self._next else None
-        if outcome is Silence.NOT_APPLIED:
-            return self._ignore(delivery)
-        if outcome is Silence.APPLIED:
+        if isinstance(outcome, Silence):
             self._unheard.add(_key(delivery))
+        if outcome is Silence.NOT_APPLIED:
+            return _unread(delivery)
         request = read_request(delivery, app)
         if isinstance(request, Reply) or not isinstance(outcome, Refusal):
             return request
@@ -143,18 +133,29 @@ class Script:
             return Reply.refused(request.id, request.digest, outcome, stored=False)
         return _Scripted(**{one.name: getattr(request, one.name) for one in fields(request)}, outcome=outcome)
 
-    def _ignore(self, delivery: Delivery) -> Reply:
-        """What takes the place of a reply that is not sent."""
-        self._unheard.add(_key(delivery))
-        return Reply.refused(delivery.request_id, None, Refusal(contract.INTERNAL_ERROR))
+    def _send(self, send_answers: Callable[[list[Answer]], None], answers: Sequence[Answer]) -> None:
+        with self._turn:
+            if self._is_between_tests:
+                self._last.difference_update(answer.delivery.request_id for answer in answers)
+                self._turn.notify()
+            elif heard := [answer for answer in answers if _key(answer.delivery) not in self._unheard]:
+                send_answers(heard)
 
-    def _is_unheard(self, delivery: Delivery) -> bool:
-        return self._is_between_tests or _key(delivery) in self._unheard
+
+def _smallest_message(request_id: str) -> str:
+    """One that is sent for its place in the queue alone."""
+    headers = {"task": contract.TASK, "id": request_id}
+    return json.dumps({"body": "[[],{},{}]", "content-type": "application/json", "headers": headers})
 
 
 def _key(delivery: Delivery) -> tuple[str, float]:
     """One of the deliveries of a request: it may be sent again, under the same id."""
     return delivery.request_id, delivery.received_at
+
+
+def _unread(delivery: Delivery) -> Reply:
+    """What takes the place of a reply that is not sent."""
+    return Reply.refused(delivery.request_id, None, Refusal(contract.INTERNAL_ERROR))
 
 
 def _reply(request: _Scripted) -> Reply:
