@@ -15,7 +15,13 @@ from worker.commands.token import PRIVATE, PUBLIC, make_keys
 from worker.embedded import end_child, start_child
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+BLOCKS = python_blocks(ROOT / "README.md")
 TESTS = [block for block in BLOCKS if "def test_" in block]
 EXAMPLES = [block for block in BLOCKS if block not in TESTS]
 
@@ -57,9 +63,10 @@ def test_the_examples_do_what_they_say(environment: dict[str, str]) -> None:
 
 
 def test_the_tests_of_a_service_pass(tmp_path: Path) -> None:
-    [tests] = TESTS
-    file = tmp_path / "test_service.py"
-    file.write_text(tests)
-    # Installed, pytest finds the plugin by itself (test_wheel.py).
-    words = ["-m", "pytest", "-p", "pytest_aries_images", "-p", "no:xdist", f"--rootdir={tmp_path}", "-q", file]
-    assert "3 passed" in run(dict(os.environ), *words)
+    [of_the_readme] = TESTS
+    [of_its_page] = python_blocks(ROOT / "docs" / "testing.md")
+    (tmp_path / "test_readme_section.py").write_text(of_the_readme)
+    (tmp_path / "test_page.py").write_text(of_its_page)
+    # Installed, pytest finds the plugin by itself (test_wheel.py). Here it is named, and others, which take seconds, not.
+    words = ["-m", "pytest", "-p", "pytest_aries_images", f"--rootdir={tmp_path}", "-q", tmp_path]
+    assert "4 passed" in run(os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}, *words)
