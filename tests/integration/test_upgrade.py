@@ -24,7 +24,7 @@ OLD = "0001"
 BUSY_IMAGE = 99
 OPEN_TRANSACTION = (
     "INSERT INTO image_revisions (image_id, revision, before, after, request_id, caller, at)"
-    f" VALUES ({BUSY_IMAGE}, 2, '{{}}', '{{}}', 'somebody-slow', 'somebody', now())"
+    " VALUES (99, 2, '{}', '{}', 'somebody-slow', 'somebody', now())"
 )
 WAITS = (
     "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query ~ 'INDEX'"

@@ -1,5 +1,7 @@
 """An index of the revisions by time, for export and for pruning; of those that are not pruned."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -26,7 +28,7 @@ def upgrade() -> None:
         _create(postgresql_concurrently=True)
 
 
-def _create(**how: bool) -> None:
+def _create(**how: Any) -> None:
     op.create_index(
         *INDEX,
         ["at"],
