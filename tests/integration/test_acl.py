@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -18,10 +19,12 @@ from tests.builders import a_message
 from tests.service import Service, service_at
 from tests.workers import CHECKOUT, Worker, running_worker, until
 from worker.__main__ import commands
-from worker.embedded import RedisServer
+from worker.embedded import RedisServer, free_port
 from worker.leases import Keys
 
 USERS = CHECKOUT / "deploy" / "redis" / "users.acl"
+#: Where the worker serves its figures.
+METRICS = free_port()
 PASSWORDS = {name: f"{name}-{uuid.uuid4().hex}" for name in ("worker", "orders", "flower", "operator")}
 
 
@@ -52,7 +55,7 @@ def town(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with service_at(server.url(0), server.url(1), database_url) as service:
         service.image()
         logins = {"ARIES_BROKER_URL": url(server, "worker"), "ARIES_RESULT_URL": url(server, "worker", 1)}
-        environment = service.environment | logins | {"ARIES_LEASE_SECONDS": "2"}
+        environment = service.environment | logins | {"ARIES_LEASE_SECONDS": "2", "ARIES_METRICS_PORT": str(METRICS)}
         with running_worker(environment, asked_at=server.url(0)) as worker:
             yield service, worker
 
@@ -105,6 +108,10 @@ def test_a_worker_that_meets_with_everything(town: tuple[Service, Worker], servi
     service.broker.lpush("celery", a_message({"id": 1})[1])
     until(lambda: service.broker.xlen(Keys().dead) == 2 and not service.broker.llen("celery"))
     assert service.celery.control.inspect([town[1].node], timeout=2).stats()
+    with urllib.request.urlopen(f"http://127.0.0.1:{METRICS}/metrics", timeout=5) as response:
+        figures = response.read()
+    assert b"aries_dead_letters 2.0" in figures
+    assert b"aries_broker_writes 1.0" in figures
     until(service.is_idle)
 
 
