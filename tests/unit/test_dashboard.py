@@ -2,16 +2,21 @@
 
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from benchmarks.charts import Chart, page
+from benchmarks.dashboard import PANELS as PANELS_DRAWN
 
 GRAFANA = Path(__file__).parents[2] / "deploy" / "grafana"
 DASHBOARD = json.loads((GRAFANA / "dashboards" / "aries-images.json").read_text())
@@ -90,3 +95,27 @@ def test_grafana_is_given_the_source_and_the_folder() -> None:
     assert source["jsonData"]["timeInterval"] == prometheus["global"]["scrape_interval"]
     [provider] = yaml.safe_load((GRAFANA / "provisioning" / "dashboards" / "aries-images.yml").read_text())["providers"]
     assert (provider["type"], provider["options"]) == ("file", {"path": "/var/lib/grafana/dashboards"})
+
+
+# --- its picture ---
+
+
+def test_the_panels_that_are_drawn_are_there() -> None:
+    assert set(PANELS_DRAWN) <= {panel["title"] for panel in PANELS if panel["type"] == "timeseries"}
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["lines", "stacked"])
+def test_a_picture_shows_each_line_that_leaves_0_and_says_what_it_is(*, stacked: bool) -> None:
+    lines = {
+        "OK": [(0.0, 1.0), (30.0, math.nan), (60.0, 3.0), (90.0, 2.0)],
+        "a <b>": [(0.0, 2.0), (60.0, 5.0), (90.0, 0.0)],
+        "never": [(0.0, 0.0), (90.0, 0.0)],
+    }
+    chart = Chart("Answers & more", "reqps", lines, stacked, 90.0, [45.0])
+    drawn = page([chart, chart, chart], "Title", ["a note"])
+    texts = [element.text for element in ET.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]  # noqa: S314  # our own
+    assert texts[:2] == ["Title", "a note"]
+    for words in ("Answers & more", "OK", "a <b>", "1", "1:30", "8/s" if stacked else "6/s"):
+        assert texts.count(words) == 3, words
+    assert "never" not in texts
+    assert "nan" not in drawn
