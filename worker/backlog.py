@@ -1,6 +1,7 @@
 """What is in the queue's Redis: how many requests wait and since when, how many are held, how many were given up on."""
 
 import json
+import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -54,7 +55,7 @@ def _ask(pipe: Pipeline, queue: str) -> None:
 def _lane(found: list[int | list[bytes]]) -> Lane:
     lengths, oldest = found[::2], found[1::2]
     sent = [_sent_at(entry) for entries in oldest if isinstance(entries, list) for entry in entries]
-    return Lane(sum(each for each in lengths if isinstance(each, int)), min((at for at in sent if at), default=None))
+    return Lane(sum(each for each in lengths if isinstance(each, int)), min(filter(None, sent), default=None))
 
 
 def _sent_at(entry: bytes) -> float | None:
@@ -63,4 +64,4 @@ def _sent_at(entry: bytes) -> float | None:
         sent = json.loads(entry)["headers"][contract.SENT_AT]
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    return float(sent) if isinstance(sent, int | float) and not isinstance(sent, bool) else None
+    return float(sent) if isinstance(sent, int | float) and 0 < sent < time.time() else None  # NaN is neither

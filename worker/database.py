@@ -26,7 +26,7 @@ class Cause(StrEnum):
 
 #: SQLSTATEs after which the same transaction may succeed: serialisation failure, deadlock, lock not available, and
 #: the unique violation that a race for one name or one request id ends in.
-_PASSING_STATES = {
+_PASSING_STATES: dict[str | None, Cause] = {
     "40001": Cause.SERIALISATION,
     "40P01": Cause.DEADLOCK,
     "55P03": Cause.LOCKED,
@@ -177,11 +177,13 @@ def is_away(error: BaseException) -> bool:
 
 def cause_of(error: BaseException) -> Cause:
     """Which of the causes it is."""
+    if not isinstance(error, DBAPIError):
+        return Cause.OTHER
     if is_race(error):
-        return _PASSING_STATES.get(_state(error) or "", Cause.TAKEN)  # type: ignore[arg-type]
+        return _PASSING_STATES.get(_state(error), Cause.TAKEN)
     if is_away(error):
-        code = getattr(getattr(error, "orig", None), "sqlite_errorcode", 0)
-        return Cause.LOCKED if code & 0xFF in _LOCKED_CODES else Cause.AWAY
+        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+        return Cause.LOCKED if code in _LOCKED_CODES else Cause.AWAY
     return Cause.OTHER
 
 

@@ -1,5 +1,6 @@
 """What a worker tells Prometheus."""
 
+import math
 import shutil
 import time
 import urllib.request
@@ -149,11 +150,19 @@ def test_what_waits_with_a_priority_waits_too_and_the_oldest_is_found(server: Re
         assert looked_up(redis)["aries_oldest_waiting_seconds{image.update}"] == 0
         for seconds, step in ((50, ""), (200, ""), (100, "\x06\x163"), (900, "\x06\x169")):
             client.rpush(contract.QUEUE + step, a_message({}, headers={contract.SENT_AT: now - seconds})[1])
-        client.lpush(contract.BULK_QUEUE, a_message({})[1], "no message")
         found = looked_up(redis)
-    assert (found["aries_waiting{image.update}"], found["aries_waiting{image.update.bulk}"]) == (4, 2)
+    assert (found["aries_waiting{image.update}"], found["aries_waiting{image.update.bulk}"]) == (4, 0)
     assert 900 <= found["aries_oldest_waiting_seconds{image.update}"] < 930
-    assert "aries_oldest_waiting_seconds{image.update.bulk}" not in found  # none says when it was sent
+
+
+@pytest.mark.parametrize("sent_at", [None, "now", -1, 10**400, math.nan, math.inf, 2e10])
+def test_of_what_does_not_say_when_it_was_sent_the_age_is_not_known(server: RedisServer, sent_at: object) -> None:
+    with Redis.from_url(server.url()) as client, Connection(server.url()) as connection:
+        client.lpush(contract.BULK_QUEUE, "no message", a_message({}, headers={contract.SENT_AT: sent_at})[1])
+        client.rpoplpush(contract.BULK_QUEUE, contract.BULK_QUEUE)
+        found = looked_up(InRedis(connection))
+    assert found["aries_waiting{image.update.bulk}"] == 2
+    assert "aries_oldest_waiting_seconds{image.update.bulk}" not in found
 
 
 def test_a_redis_that_cannot_write_is_known_and_one_that_is_away_too(server: RedisServer) -> None:
