@@ -1,6 +1,7 @@
 """Users of Redis with least privilege (deploy/redis/users.acl): each can do its work, and not that of the others."""
 
 import json
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
@@ -17,8 +18,11 @@ from tests.gateways import running_gateway
 from tests.service import Service, service_at
 from tests.workers import Worker, running_worker, until
 from worker.__main__ import commands
-from worker.embedded import RedisServer
+from worker.embedded import RedisServer, free_port
 from worker.leases import Keys
+
+#: Where the worker serves its figures.
+METRICS = free_port()
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,7 @@ def town(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with service_at(server.url(0), server.url(1), database_url) as service:
         service.image()
         logins = {"ARIES_BROKER_URL": url_for(server, "worker"), "ARIES_RESULT_URL": url_for(server, "worker", 1)}
-        environment = service.environment | logins | {"ARIES_LEASE_SECONDS": "2"}
+        environment = service.environment | logins | {"ARIES_LEASE_SECONDS": "2", "ARIES_METRICS_PORT": str(METRICS)}
         with running_worker(environment, asked_at=server.url(0)) as worker:
             yield service, worker
 
@@ -77,6 +81,10 @@ def test_a_worker_that_meets_with_everything(town: tuple[Service, Worker], servi
     service.broker.lpush("celery", a_message({"id": 1})[1])
     until(lambda: service.broker.xlen(Keys().dead) == 2 and not service.broker.llen("celery"))
     assert service.celery.control.inspect([town[1].node], timeout=2).stats()
+    with urllib.request.urlopen(f"http://127.0.0.1:{METRICS}/metrics", timeout=5) as response:
+        figures = response.read()
+    assert b"aries_dead_letters 2.0" in figures
+    assert b"aries_broker_writes 1.0" in figures
     until(service.is_idle)
 
 
