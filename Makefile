@@ -39,7 +39,7 @@ flower: .venv-flower/.installed ## watch the worker in a browser, on http://127.
 	@.venv-flower/bin/celery --workdir deploy -A flower_app flower --address=127.0.0.1 --port=5555 $(ARGS)
 
 lock: .venv-lock/.installed ## choose versions anew within pyproject.toml (ARGS=--upgrade: the newest)
-	$(call compile,--extra worker --extra gateway --extra cli --extra dev,requirements.lock)
+	$(call compile,--extra worker --extra gateway --extra cli --extra tracing --extra dev,requirements.lock)
 	$(call compile,--extra flower,requirements-flower.lock)
 
 sbom: .venv-audit/.installed ## what the worker is made of, as CycloneDX: var/sbom.json

@@ -1,8 +1,8 @@
 """The database: one engine per process, and the only commit in the code base."""
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
@@ -52,10 +52,11 @@ _SQLITE_BUSY_SECONDS = 5.0
 
 
 class Database:
-    """Connections to the database at `url`, opened when first needed."""
+    """Connections to the database at `url`, opened when first needed; `watch` is put around each transaction."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, watch: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         self.engine = _engine(url)
+        self._watch = watch
 
     @contextmanager
     def transaction(self, *, waits: bool = True) -> Iterator[Connection]:
@@ -63,7 +64,7 @@ class Database:
 
         With `waits=False` hardly any time is spent on waiting for rows that others have locked.
         """
-        with self.engine.begin() as connection:
+        with self._watch(), self.engine.begin() as connection:
             if not waits and connection.dialect.name == "postgresql":
                 connection.exec_driver_sql(_HURRY)
             yield connection

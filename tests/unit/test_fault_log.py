@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from worker.logs import formatter
+from worker.log_lines import formatter
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
