@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from redis import Redis
@@ -261,21 +260,3 @@ def test_the_gateway_continues_the_trace_of_its_caller(town: Town) -> None:
     assert line["trace_id"] == trace
     [event] = service.wait_for_events("by-http")
     assert event["headers"]["traceparent"] == sent.traceparent
-
-
-# --- no spans ---
-
-
-@pytest.mark.parametrize(
-    ("variables", "said"),
-    [
-        ({"OTEL_TRACES_EXPORTER": "carrier-pigeon"}, "there is no exporter 'carrier-pigeon' here"),
-        ({"OTEL_TRACES_EXPORTER": "none", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, None),
-    ],
-)
-def test_a_worker_says_why_there_are_no_traces(tmp_path: Path, variables: dict[str, str], said: str | None) -> None:
-    words = [sys.executable, "-c", "from worker.celery import app; print(type(app.tracing).__name__)"]
-    environment = {"ARIES_DATABASE_URL": f"sqlite:///{tmp_path}/x.db"} | variables
-    done = subprocess.run(words, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout == "Tracing\n"
-    assert (said in done.stderr) if said else not done.stderr
