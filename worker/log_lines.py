@@ -37,7 +37,10 @@ FIELDS = (
     "status",
     "ms",
     "reason",
+    "each",
 )
+#: The fields of the one line that most records are.
+_ALONE: list[dict[str, Any]] = [{}]
 #: The parts that are written by others too, who may have a URL with a password in hand, or a token.
 _PROSE = ("event", "exception")
 _PASSWORD = re.compile(r"://([^\s:/@]*):\S*@")
@@ -47,12 +50,18 @@ _BARE = re.compile(r"[^\s\"'=]+").fullmatch
 
 
 def formatter(form: Form) -> logging.Formatter:
-    """Writes records of any logger, whoever logs; what they carry of `FIELDS` follows the sentence."""
+    """Writes records of any logger, whoever logs; what they carry of `FIELDS` follows the sentence.
+
+    A record that carries a list of such fields as `each` stands for as many lines, written at once.
+    """
     render = _json if form == "json" else _text
+
+    def write(_logger: Any, _level: str, line: Line) -> str:
+        each = line.pop("each", _ALONE)
+        return "\n".join([render(_made_safe(line | fields)) for fields in each])
+
     # The traceback is Python's: structlog's own shows the values of variables, and so what callers sent.
-    return structlog.stdlib.ProcessorFormatter(
-        processors=[_line_of, structlog.processors.format_exc_info, _made_safe, render]
-    )
+    return structlog.stdlib.ProcessorFormatter(processors=[_line_of, structlog.processors.format_exc_info, write])
 
 
 def _line_of(_logger: Any, level: str, event: Line) -> Line:
@@ -72,7 +81,7 @@ def _line_of(_logger: Any, level: str, event: Line) -> Line:
     return line
 
 
-def _made_safe(_logger: Any, _level: str, line: Line) -> Line:
+def _made_safe(line: Line) -> Line:
     """Secrets are taken out; and what could end a line, or steer a terminal, is spelled out, whoever sent it."""
     for name in _PROSE:
         if name in line and ("://" in line[name] or "eyJ" in line[name]):
@@ -81,7 +90,7 @@ def _made_safe(_logger: Any, _level: str, line: Line) -> Line:
         if isinstance(value, str) and not value.isprintable():
             line[name] = _spelled_out(value, keep="\n" if name == "exception" else "")
         elif isinstance(value, list):
-            line[name] = [_spelled_out(str(each)) for each in value]
+            line[name] = [_spelled_out(str(one)) for one in value]
     return line
 
 
@@ -91,14 +100,14 @@ def _spelled_out(text: str, keep: str = "") -> str:
     return "".join(one if one.isprintable() or one in keep else ascii(one)[1:-1] for one in text)
 
 
-def _json(_logger: Any, _level: str, line: Line) -> str:
+def _json(line: Line) -> str:
     try:
         return orjson.dumps(line, default=str).decode()
     except TypeError:  # an integer of more than 64 bits, which a sender can have put into a header
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
-def _text(_logger: Any, _level: str, line: Line) -> str:
+def _text(line: Line) -> str:
     """As `_json`, but a traceback follows on lines of its own: indented, so that none of them looks like a line."""
     traceback = line.pop("exception", "").replace("\n", "\n    ")
     start = f"{line.pop('timestamp')} [{line.pop('level'):<8}] {line.pop('event')} [{line.pop('logger')}]"

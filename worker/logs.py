@@ -52,7 +52,9 @@ def _say_goodbye(sender: Any, **_: Any) -> None:
 
 def log_answers(answers: Sequence[Answer], sent_at: float, trace_ids: Sequence[str | None]) -> None:
     """The line of each request: sent, at that Unix time in seconds, is the last that happens to it."""
-    if logger.isEnabledFor(logging.INFO):
-        for answer, trace_id in zip(answers, trace_ids, strict=True):
-            last = {"total_ms": answer.milliseconds_until(sent_at), "trace_id": trace_id}
-            logger.info("answered", extra=answer.summary | last)
+    if answers and logger.isEnabledFor(logging.INFO):
+        each = [
+            answer.summary | {"total_ms": answer.milliseconds_until(sent_at), "trace_id": trace_id}
+            for answer, trace_id in zip(answers, trace_ids, strict=True)
+        ]
+        logger.info("answered", extra={"each": each})  # one by one they cost twice as much

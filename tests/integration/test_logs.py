@@ -166,7 +166,7 @@ def test_the_gateway_logs_each_request_in_the_same_form(service: Service, form: 
     assert "\x1b" not in written
     assert written.count("gateway.access") == 3
     if form == "text":
-        assert "request_id=malformed status=400 code=InvalidParameter" in written
+        assert "request_id=malformed code=InvalidParameter status=400" in written
         return
     late, malformed, nothing = (line for line in told if line["event"] == "answered")
     assert (late["request_id"], late["status"], late["code"]) == ("not-answered", 504, "OutcomeUnknown")

@@ -112,6 +112,15 @@ def test_a_line_is_what_its_record_says(form: Form) -> None:
     )
 
 
+def test_a_record_of_a_batch_is_a_line_for_each_request(log: tuple[logging.Logger, io.StringIO], form: Form) -> None:
+    logger, written = log
+    logger.warning("answered", extra={"each": [{"request_id": f"r-{number}", "caller": HOSTILE} for number in (1, 2)]})
+    first, second = written.getvalue().splitlines()
+    assert first == second.replace("r-2", "r-1")
+    assert first.isprintable()
+    assert (json.loads(first)["request_id"] if form == "json" else first.split("request_id=")[1][:3]) == "r-1"
+
+
 def test_the_exception_that_is_logged_may_be_the_one_at_hand(form: Form) -> None:
     try:
         raise KeyError("at hand")
