@@ -87,6 +87,9 @@ def test_every_line_of_a_worker_is_an_object_and_every_request_has_one(
     environment = {"ARIES_LOG": "json", "ARIES_AUTH": "on", "ARIES_JWT_KEYS": str(public)}
     with running_worker(service.environment | environment, pool=pool, concurrency=1) as worker:
         ids = ask_in_every_way(service, token, worker)
+        if pool == "prefork":
+            worker.children()[0].kill()
+            until(lambda: "exited with" in worker.log.read_text())
         worker.process.send_signal(signal.SIGTERM)
         worker.process.wait(20)
         logged, everything = lines(worker.log), worker.log.read_text()
