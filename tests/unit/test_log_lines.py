@@ -30,7 +30,9 @@ def log(form: Form) -> Iterator[tuple[logging.Logger, io.StringIO]]:
     handler = logging.StreamHandler(written)
     handler.setFormatter(formatter(form))
     logger.addHandler(handler)
+    logger.propagate = False  # pytest would keep it too, and can't send it from one process to another
     yield logger, written
+    logger.propagate = True
     logger.removeHandler(handler)
 
 
