@@ -25,7 +25,7 @@ def form(request: pytest.FixtureRequest) -> Form:
 @pytest.fixture
 def log(form: Form) -> tuple[logging.Logger, io.StringIO]:
     """A logger, and what it has written; one that pytest does not know, which could not pass on what is hostile."""
-    logger, written = logging.Logger(__name__), io.StringIO()
+    logger, written = logging.Logger(__name__), io.StringIO()  # noqa: LOG001  # as it says above
     handler = logging.StreamHandler(written)
     handler.setFormatter(formatter(form))
     logger.addHandler(handler)
