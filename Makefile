@@ -33,7 +33,7 @@ bench: .venv/.installed ## measure against other workers on servers of its own (
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 gateway: .venv/.installed ## PUT /aries/api/v1/image on http://127.0.0.1:8080, with /docs (ARGS="--port 80 --workers 4")
-	@$(BIN)/uvicorn gateway.app:app --port=8080 --no-access-log $(ARGS)
+	@$(BIN)/uvicorn gateway.app:app --http=gateway.protocol:Protocol --port=8080 --no-access-log $(ARGS)
 
 flower: .venv-flower/.installed ## watch the worker in a browser, on http://127.0.0.1:5555
 	@.venv-flower/bin/celery --workdir deploy -A flower_app flower --address=127.0.0.1 --port=5555 $(ARGS)

@@ -111,17 +111,17 @@ def _depth(value: Any) -> int:
     return 0 if inner is None else 1 + max(map(_depth, inner), default=0)
 
 
-def _parts(body: Any) -> list[Any]:
+def parts_of(body: Any, most: int = 65_536, levels: int = 32) -> list[Any]:
     """`[args, kwargs, embed]`, or it is malformed."""
     if not isinstance(body, str | bytes):
         raise Malformed("no text")
     try:
         raw = body.encode() if isinstance(body, str) else body
         text = raw.decode()
-        if len(raw) > 65536:
+        if len(raw) > most:
             raise Malformed("too large")
         parts = json.loads(text, object_pairs_hook=_pairs, parse_constant=_no_number)
-        if _depth(parts) > 32:
+        if _depth(parts) > levels:
             raise Malformed("too deep")
     except (ValueError, RecursionError) as error:
         raise Malformed("no JSON") from error
@@ -259,7 +259,7 @@ class Message:
                 body = base64.b64decode(body)
             except ValueError as error:
                 raise Malformed("base64") from error
-        args, kwargs, _ = _parts(body)
+        args, kwargs, _ = parts_of(body)
         self.digest = hashlib.sha256(canonical(kwargs)).hexdigest()
         self.args, self.kwargs = args, kwargs
         if args and self.task == "image.update":
