@@ -63,6 +63,7 @@ BODIES: dict[str, Any] = {
     "not JSON": "{'id': 1}",
     "an object in its place": SEED_BODY,
     "null in its place": None,
+    "a lone surrogate in the text itself": GOOD + "\ud800",
     "a number in its place": 5,
 }
 #: What else of the message is not as it should be.
@@ -133,6 +134,7 @@ ODD_PARTS: list[tuple[str, str, Any]] = [
     ("headers", "timelimit", '"xx"'),
     ("headers", "stamped_headers", "5"),
     ("headers", "stamped_headers", '["x"]'),
+    ("headers", "stamped_headers", "[[]]"),
     ("headers", "stamps", "[]"),
     ("headers", "argsrepr", "[]"),
     ("headers", "malformed", '"spoofed"'),
@@ -159,6 +161,14 @@ def test_a_request_with_an_odd_part_is_a_request_all_the_same(
     service.push(entry.replace('"odd"', value))
     assert service.stored(request_id)["result"].get("status") == 200
     assert len(service.wait_for_events(request_id)) == 1
+    assert is_alive(service)
+
+
+@pytest.mark.parametrize("value", ['"\\ud800"', '"1"', "1.0", "true", "[]"])
+def test_a_condition_that_is_no_revision_is_refused_and_not_left_out(service: Service, value: str) -> None:
+    request_id, entry = a_message({"id": 1, "description": "unconditionally"}, headers={"if_revision": "odd"})
+    service.push(entry.replace('"odd"', value))
+    assert refusal_in(service.stored(request_id)["result"]) == ("InvalidParameter", [("if_revision", "wrong_type")])
     assert is_alive(service)
 
 
