@@ -6,7 +6,7 @@ BIN := .venv/bin
 SAY := @printf '\n==> %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help run test faults lint bench gateway flower lock sbom audit clean
+.PHONY: help run test faults fuzz lint bench gateway flower lock sbom audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -20,6 +20,9 @@ test: lint .venv/.installed ## everything that CI runs
 
 faults: .venv/.installed ## kill, cut, freeze and fill everything under load (ARIES_FAULTS=full: hours; ARGS="-k row_11")
 	@$(BIN)/pytest tests/faults -rA -n 1 $(ARGS)
+
+fuzz: .venv/.installed ## send the worker and the gateway whatever can be sent, for half an hour (ARGS="-k sequences")
+	@ARIES_FUZZ=long $(BIN)/pytest tests/contract -n 2 $(ARGS)
 
 lint: .venv/.installed ## format, lint rules and types
 	$(SAY) "format: ruff format --check"

@@ -1,6 +1,7 @@
 """HTTP requests to come, what the page and the contract say to each, and answers read from a socket."""
 
 import json
+import operator
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -119,7 +120,7 @@ def asks(purse: Wallet) -> st.SearchStrategy[Ask]:
         Ask,
         st.sampled_from(["PUT"] * 12 + _METHODS),
         st.sampled_from([ROUTE] * 40 + _PATHS),
-        st.builds(lambda *found: sum(found, []), headers, others),
+        st.builds(operator.add, headers, others),
         st.one_of(kwargs.map(_json), kwargs.map(_json), kwargs.map(_json), st.sampled_from(_BODIES), values.map(_json), st.binary(max_size=20)),
         st.sampled_from([0, 0, 0, 1000, 7]),
     )  # fmt: skip

@@ -4,14 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 
-pytest.register_assert_rewrite("tests.contract.exchange")
-
 from tests.contract.budget import LONG
 from tests.contract.wallet import Wallet
 from tests.integration.conftest import NewDatabase, module_redis, new_database
 from tests.service import Service, service_at
 
 __all__ = ["module_redis", "new_database"]
+
+pytest.register_assert_rewrite("tests.contract.exchange")
 
 
 @pytest.fixture(scope="session")

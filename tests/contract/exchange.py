@@ -61,7 +61,7 @@ class Exchange:
         clear(self.service.database)
         load(self.service.database, *rows)
         for client in (broker, results):
-            if names := [name for name in client.keys() if not name.startswith(_KOMBUS)]:
+            if names := [name for name in client.scan_iter() if not name.startswith(_KOMBUS)]:
                 client.delete(*names)
         self.world = World([_as_told(row) for row in rows], self.tokens)
         self._stored: dict[str, Document] = {}
@@ -197,10 +197,10 @@ class Exchange:
     def _check_keys(self, expected: list[Expected]) -> None:
         """Nothing was written where nothing belongs."""
         queues = {one.queue.encode() for one in expected if one.request_id is not None}
-        keys = {name for name in self.service.broker.keys() if not name.startswith(_KOMBUS)}
+        keys = {name for name in self.service.broker.scan_iter() if not name.startswith(_KOMBUS)}
         assert keys <= queues | {Keys().dead.encode()}
         self._results |= {_RESULT + one.request_id.encode() for one in expected if one.request_id is not None}
-        assert {name for name in self.service.results.keys() if not name.startswith(_KOMBUS)} <= self._results
+        assert {name for name in self.service.results.scan_iter() if not name.startswith(_KOMBUS)} <= self._results
 
     def _forget(self) -> None:
         names = self.service.broker.keys(contract.REPLY_QUEUE + "*")

@@ -158,17 +158,25 @@ def _wrong_with_text(value: Any, longest: int, shortest: int, refused: str, allo
     return "bad_character" if bad else None
 
 
+def _wrong_with_id(value: Any) -> str | None:
+    if type(value) is not int:
+        return "wrong_type"
+    return None if 1 <= value <= 9223372036854775807 else "out_of_range"
+
+
+def _wrong_with_type(value: Any) -> str | None:
+    if not isinstance(value, str):
+        return "wrong_type"
+    return None if value in ("linux", "windows") else "value_not_allowed"
+
+
 def _wrong_with(name: str, value: Any) -> str | None:
     if value is None:
         return "null_not_allowed"
     if name == "id":
-        if type(value) is not int:
-            return "wrong_type"
-        return None if 1 <= value <= 9223372036854775807 else "out_of_range"
+        return _wrong_with_id(value)
     if name == "os_type":
-        if not isinstance(value, str):
-            return "wrong_type"
-        return None if value in ("linux", "windows") else "value_not_allowed"
+        return _wrong_with_type(value)
     if name == "description":
         return _wrong_with_text(value, 4096, 0, "Cc Cs", "\t\n\r")
     return _wrong_with_text(value, 255, 1, "Cc Cf Cs Co Cn Zl Zp")
@@ -219,6 +227,10 @@ class Message:
 
     def __init__(self, entry: bytes, tokens: dict[str, Claims]) -> None:
         self.headers, self.properties, self.envelope = self._read(entry)
+        self.is_too_large = len(entry) > 1 << 20
+        if self.is_too_large:  # it is not read; only its id is looked for
+            self.headers = {"task": "image.update", "id": self.headers.get("id")}
+            self.properties, self.envelope = {}, {}
         sent = self.headers.get("id")
         is_number = type(sent) is int
         self.request_id = str(sent) if is_number or (is_text(sent) and 0 < len(sent) <= 255) else None
@@ -328,6 +340,7 @@ class World:
             queue=(message.reply_queue or "image.replies") if message.caller else "image.replies",
             wants_result=message.headers.get("ignore_result") is not True,
             traceparent=trace if is_trace else None,
+            is_dead=message.is_too_large,
         )
         if message.task == "image.settle":
             self._settle(message, expected)

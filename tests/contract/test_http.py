@@ -93,10 +93,11 @@ def is_expected(ask: Ask, answer: Answer, exchange: Exchange) -> bool:
 
 
 @given(data=st.data())
-@budget(40, 4000)
+@budget(25, 4000)
+@pytest.mark.usefixtures("stalled")
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")
 def test_what_is_http_is_answered_in_order_as_the_contract_says(
-    gateway: Gateway, stalled: socket.socket, exchange: Exchange, purse: Wallet, data: st.DataObject
+    gateway: Gateway, exchange: Exchange, purse: Wallet, data: st.DataObject
 ) -> None:
     exchange.begin()
     batch = data.draw(st.lists(asks(purse), min_size=AT_ONCE, max_size=AT_ONCE))
@@ -178,14 +179,14 @@ def mutants(draw: st.DrawFn) -> bytes:
 
 
 @given(raw=mutants())
-@budget(150, 20_000)
+@budget(100, 20_000)
 def test_no_mutant_of_a_request_is_answered_otherwise(gateway: Gateway, raw: bytes) -> None:
     answers = answers_in(heard(gateway.port, raw + bytes(200)))  # whatever it still waits for comes, and is no HTTP
     assert answers
     assert all(is_in_form(answer, "") for answer in answers)
 
 
-def test_a_body_that_does_not_come_is_not_waited_for_for_ever(gateway: Gateway, stalled: socket.socket) -> None:
+def test_a_body_that_does_not_come_is_not_waited_for_for_ever(stalled: socket.socket) -> None:
     [answer] = answers_in(stalled.recv(4096))
     assert is_in_form(answer, "PUT")
     assert answer.document["details"][0]["message"] == "the body did not come within 10 seconds"

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aries_images import contract
-from tests.contract.budget import LONG, budget
+from tests.contract.budget import budget
 from tests.contract.exchange import Exchange
-from tests.contract.messages import Draft, drafts, sound
+from tests.contract.messages import Draft, drafts
 from tests.contract.wallet import Wallet
 from tests.service import Service
 from tests.workers import running_worker
@@ -50,7 +50,8 @@ def entries_of(batch: list[tuple[Draft, int | None, bool]], purse: Wallet) -> li
 
 
 @given(batch=st.lists(drawn, min_size=AT_ONCE, max_size=AT_ONCE), queue=st.sampled_from(QUEUES))
-@budget(40, 4000)
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")
+@budget(12, 2000)
 def test_whatever_is_sent_is_answered_as_the_contract_says(
     exchange: Exchange, purse: Wallet, batch: list[tuple[Draft, int | None, bool]], queue: str
 ) -> None:

@@ -22,7 +22,7 @@ from tests.service import Service
 from tests.workers import running_worker
 
 #: Worker starts in one sequence: each takes a second or two.
-_RESTARTS = 2
+_RESTARTS = 1
 
 
 class Town:
@@ -117,4 +117,4 @@ class Sequences(RuleBasedStateMachine):
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")
 def test_no_answer_changes_whatever_comes_between(town: Town) -> None:
     Sequences.town = town
-    run_state_machine_as_test(Sequences, settings=budget(6, 300))  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(Sequences, settings=budget(3, 300, steps=15))  # type: ignore[no-untyped-call]

@@ -4,7 +4,6 @@ import base64
 import hmac
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,18 +67,18 @@ class Wallet:
         claims = {"sub": "orders", "aud": "aries-images", "nbf": now, "exp": now + 86_400, "scope": "image:update"}
         head, _, tail = good.split(".")
         changed = _base64(json.dumps(claims).encode())
-        make: dict[str, Callable[[], str]] = {
-            "expired": lambda: orders.token(1, nbf=now - 100, exp=now - 50),
-            "early": lambda: orders.token(86_400, nbf=now + 40_000),
-            "another key": lambda: self._of("orders", folder / "other").token(86_400),
-            "no algorithm": lambda: jwt.encode(claims, None, algorithm="none"),
-            "the public key as secret": lambda: _with_secret(claims, self.public.read_bytes()),
-            "another audience": lambda: orders.token(86_400, aud="aries-servers"),
-            "no name": lambda: orders.token(86_400, sub="or ders"),
-            "cut": lambda: good.rpartition(".")[0] + ".",
-            "changed": lambda: f"{head}.{changed}.{tail}",
+        made = {
+            "expired": orders.token(1, nbf=now - 100, exp=now - 50),
+            "early": orders.token(86_400, nbf=now + 40_000),
+            "another key": self._of("orders", folder / "other").token(86_400),
+            "no algorithm": jwt.encode(claims, None, algorithm="none"),
+            "the public key as secret": _with_secret(claims, self.public.read_bytes()),
+            "another audience": orders.token(86_400, aud="aries-servers"),
+            "no name": orders.token(86_400, sub="or ders"),
+            "cut": good.rpartition(".")[0] + ".",
+            "changed": f"{head}.{changed}.{tail}",
         }
-        return {name: make[name]() for name in BAD}
+        return {name: made[name] for name in BAD}
 
     def token(self, kind: str, request_id: str, digest: str | None) -> str:
         """The token of a kind, for a request."""
