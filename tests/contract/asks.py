@@ -9,8 +9,10 @@ from urllib.parse import unquote
 
 from hypothesis import strategies as st
 
-from tests.contract.messages import Draft, kwargs, values
-from tests.contract.model import MALFORMED, Document, Malformed, World, is_request_id, parts_of, refusal
+from tests.contract.messages import Draft
+from tests.contract.model import MALFORMED, World, refusal
+from tests.contract.rules import Document, Malformed, is_request_id, parts_of
+from tests.contract.values import kwargs, values
 from tests.contract.wallet import GOOD, NO_TOKENS, Wallet
 from tests.gateways import ROUTE, Answer
 

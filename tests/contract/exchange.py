@@ -8,8 +8,10 @@ from typing import Any
 
 from aries_images import contract
 from tests.builders import Row, an_image, clear, ledger, load, stored_images, stored_revisions
-from tests.contract.messages import IDS
-from tests.contract.model import Claims, Document, Expected, Message, World
+from tests.contract.model import Expected, World
+from tests.contract.reading import Claims, Message
+from tests.contract.rules import Document
+from tests.contract.values import IDS
 from tests.service import Service
 from tests.workers import until
 from worker.leases import Keys

@@ -1,21 +1,15 @@
-"""The contract as a plain model: what must come of a message, read from its bytes, and of what was sent before it.
+"""Effect, reply and event (sections 3 to 5): what must come of a message, after what was sent before it."""
 
-Written from the contract's sections on request, fields, effect, reply and event; it shares no code with the worker.
-"""
-
-import base64
-import hashlib
-import json
 import re
 import unicodedata
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
-Document = dict[str, Any]
+from tests.contract.reading import Claims, Message
+from tests.contract.rules import FIELDS, Detail, Document, is_request_id, is_text, wrong_with_fields
+
 Row = dict[str, Any]
-#: Field, reason and sentence of one thing that is wrong; of a malformed message the sentence is free.
-Detail = tuple[str | None, str, str | None]
 
 #: Status, message and retry of each code, and whether the ledger keeps it.
 CODES = {
@@ -31,20 +25,8 @@ CODES = {
 }
 MALFORMED: tuple[Detail, ...] = ((None, "malformed_message", None),)
 REUSED: tuple[Detail, ...] = ((None, "request_id_reused", "this request id was used before, with another body"),)
-FIELDS = ("id", "name", "os_type", "os_name", "description")
-READ_ONLY = ("source_path", "created_at", "updated_at", "revision")
-KEPT = ("source_path", "created_at", "updated_at")
-
-
-class Claims(NamedTuple):
-    """What a token proves."""
-
-    caller: str
-    may_update: bool = True
-    images: frozenset[int] | None = None
-    #: The one request, and the one body, that it is good for.
-    rid: str | None = None
-    dig: str | None = None
+FOREIGN: Detail = ("reply_to", "reply_to_not_allowed", "reply_to names a queue that is not the caller's")
+_KEPT = ("source_path", "created_at", "updated_at")
 
 
 @dataclass
@@ -73,240 +55,12 @@ class Expected:
     traceparent: str | None = None
 
 
-class Malformed(Exception):
-    """The message is no request."""
-
-
 class Refused(Exception):
     """It is, and the answer is no."""
 
     def __init__(self, code: str, details: tuple[Detail, ...] = (), *, stored: bool = True) -> None:
         super().__init__(code)
         self.code, self.details, self.stored = code, details, stored and CODES[code][3]
-
-
-# --- section 2: the body and its fields ---
-
-
-def is_text(value: Any) -> bool:
-    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
-
-
-def is_request_id(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch("[A-Za-z0-9._:-]{1,255}", value, re.ASCII) is not None
-
-
-def _pairs(pairs: list[tuple[str, Any]]) -> Document:
-    if len({name for name, _ in pairs}) < len(pairs):
-        raise Malformed("a key twice")
-    return dict(pairs)
-
-
-def _no_number(name: str) -> NoReturn:
-    raise Malformed(name)
-
-
-def _depth(value: Any) -> int:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return 0 if inner is None else 1 + max(map(_depth, inner), default=0)
-
-
-def parts_of(body: Any, most: int = 65_536, levels: int = 32) -> list[Any]:
-    """`[args, kwargs, embed]`, or it is malformed."""
-    if not isinstance(body, str | bytes):
-        raise Malformed("no text")
-    try:
-        raw = body.encode() if isinstance(body, str) else body
-        text = raw.decode()
-        if len(raw) > most:
-            raise Malformed("too large")
-        parts = json.loads(text, object_pairs_hook=_pairs, parse_constant=_no_number)
-        if _depth(parts) > levels:
-            raise Malformed("too deep")
-    except (ValueError, RecursionError) as error:
-        raise Malformed("no JSON") from error
-    good = isinstance(parts, list) and len(parts) == 3 and isinstance(parts[0], list) and isinstance(parts[1], dict)
-    if not good or not (parts[2] is None or isinstance(parts[2], dict)):
-        raise Malformed("not [args, kwargs, embed]")
-    if any((parts[2] or {}).get(name) for name in ("callbacks", "errbacks", "chain", "chord")):
-        raise Malformed("canvas")
-    return parts
-
-
-def canonical(kwargs: Document) -> bytes:
-    try:
-        return json.dumps(kwargs, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-    except ValueError as error:  # a number beyond all numbers, or a lone surrogate
-        raise Malformed("no JSON") from error
-
-
-def _is_space(character: str) -> bool:
-    return unicodedata.category(character) in ("Zs", "Zl", "Zp") or character in "\t\n\v\f\r\x1c\x1d\x1e\x1f\x85"
-
-
-def _wrong_with_text(value: Any, longest: int, shortest: int, refused: str, allowed: str = "") -> str | None:
-    if not isinstance(value, str):
-        return "wrong_type"
-    value = unicodedata.normalize("NFC", value)
-    if len(value) < shortest:
-        return "too_short"
-    if len(value) > longest:
-        return "too_long"
-    if shortest and (_is_space(value[0]) or _is_space(value[-1])):
-        return "white_space"
-    bad = [one for one in value if unicodedata.category(one) in refused.split() and one not in allowed]
-    return "bad_character" if bad else None
-
-
-def _wrong_with_id(value: Any) -> str | None:
-    if type(value) is not int:
-        return "wrong_type"
-    return None if 1 <= value <= 9223372036854775807 else "out_of_range"
-
-
-def _wrong_with_type(value: Any) -> str | None:
-    if not isinstance(value, str):
-        return "wrong_type"
-    return None if value in ("linux", "windows") else "value_not_allowed"
-
-
-def _wrong_with(name: str, value: Any) -> str | None:
-    if value is None:
-        return "null_not_allowed"
-    if name == "id":
-        return _wrong_with_id(value)
-    if name == "os_type":
-        return _wrong_with_type(value)
-    if name == "description":
-        return _wrong_with_text(value, 4096, 0, "Cc Cs", "\t\n\r")
-    return _wrong_with_text(value, 255, 1, "Cc Cf Cs Co Cn Zl Zp")
-
-
-def _sentence(name: str, reason: str) -> str:
-    shown = name[:255]
-    return {
-        "missing": f"{shown} is required",
-        "wrong_type": f"{shown} must be a JSON {'integer' if name == 'id' else 'string'}",
-        "out_of_range": f"{shown} must be from 1 to 9223372036854775807",
-        "too_short": f"{shown} must have at least 1 character",
-        "too_long": f"{shown} must have at most {4096 if name == 'description' else 255} characters",
-        "white_space": f"{shown} must not begin or end with white space",
-        "bad_character": f"{shown} contains a character that is not allowed",
-        "value_not_allowed": f"{shown} must be 'linux' or 'windows'",
-        "null_not_allowed": f"{shown} must not be null; leave it out to keep the stored value",
-        "read_only": f"{shown} can't be changed",
-        "unknown_field": f"{shown} is not a field of an image update",
-    }[reason]
-
-
-def wrong_with_fields(kwargs: Document) -> list[Detail]:
-    wrong = [] if "id" in kwargs else [("id", "missing")]
-    wrong += [(name, reason) for name in FIELDS if name in kwargs and (reason := _wrong_with(name, kwargs[name]))]
-    others = sorted(name for name in kwargs if name not in FIELDS)
-    wrong += [(name, "read_only" if name in READ_ONLY else "unknown_field") for name in others]
-    return [(name, reason, _sentence(name, reason)) for name, reason in wrong]
-
-
-# --- section 1: the message ---
-
-
-def _moment(value: Any) -> datetime | None:
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise Malformed("no moment")
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError as error:
-        raise Malformed("no moment") from error
-    return moment.replace(tzinfo=moment.tzinfo or UTC)
-
-
-class Message:
-    """An entry of a queue, as far as it can be read."""
-
-    def __init__(self, entry: bytes, tokens: dict[str, Claims]) -> None:
-        self.headers, self.properties, self.envelope = self._read(entry)
-        self.is_too_large = len(entry) > 1 << 20
-        if self.is_too_large:  # it is not read; only its id is looked for
-            self.headers = {"task": "image.update", "id": self.headers.get("id")}
-            self.properties, self.envelope = {}, {}
-        sent = self.headers.get("id")
-        is_number = type(sent) is int
-        self.request_id = str(sent) if is_number or (is_text(sent) and 0 < len(sent) <= 255) else None
-        self.kwargs: Document | None = None
-        self.args: list[Any] = []
-        self.digest: str | None = None
-        self.malformed = False
-        self.deadline: datetime | None = None
-        try:
-            self._open()
-        except Malformed:
-            self.malformed = True
-        self.caller = self._identify(tokens)
-
-    @staticmethod
-    def _read(entry: bytes) -> tuple[Document, Document, Document]:
-        try:
-            envelope = json.loads(entry)
-        except (ValueError, RecursionError):
-            return {}, {}, {}
-        if not isinstance(envelope, dict) or not isinstance(envelope.get("headers"), dict):
-            return {}, {}, {}
-        properties = envelope.get("properties")
-        return envelope["headers"], properties if isinstance(properties, dict) else {}, envelope
-
-    def _open(self) -> None:
-        if not is_request_id(self.headers.get("id")) or self.headers.get("compression") is not None:
-            raise Malformed("id or compression")
-        if self.envelope.get("content-type") != "application/json":
-            raise Malformed("content type")
-        if str(self.envelope.get("content-encoding") or "utf-8").lower() not in ("utf-8", "utf8", "binary"):
-            raise Malformed("encoding")
-        self.deadline = _moment(self.headers.get("expires"))
-        _moment(self.headers.get("eta"))
-        body = self.envelope.get("body")
-        if self.properties.get("body_encoding") == "base64" and isinstance(body, str):
-            try:
-                body = base64.b64decode(body)
-            except ValueError as error:
-                raise Malformed("base64") from error
-        args, kwargs, _ = parts_of(body)
-        self.digest = hashlib.sha256(canonical(kwargs)).hexdigest()
-        self.args, self.kwargs = args, kwargs
-        if args and self.task == "image.update":
-            raise Malformed("positional arguments")
-
-    @property
-    def task(self) -> Any:
-        return self.headers.get("task")
-
-    def _identify(self, tokens: dict[str, Claims]) -> Claims | None:
-        proof = self.headers.get("authorization")
-        words = proof.split(" ") if isinstance(proof, str) else []
-        claims = tokens.get(words[1]) if len(words) == 2 and words[0].lower() == "bearer" else None
-        if claims is None or claims.rid not in (None, self.request_id):
-            return None
-        # A token for one body is no good where that cannot be read, if only because of what else is wrong.
-        whole = self.digest if self.kwargs is not None else None
-        return None if claims.dig is not None and claims.dig != whole else claims
-
-    @property
-    def reply_queue(self) -> str | None:
-        """Where it wants its reply; None where it may not."""
-        name = self.properties.get("reply_to")
-        if name in (None, "") or (
-            isinstance(name, str) and re.fullmatch("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", name)
-        ):
-            return "image.replies"
-        own = f"image.replies.{self.caller.caller}" if self.caller else "image.replies"
-        fits = isinstance(name, str) and re.fullmatch("[A-Za-z0-9._:-]{1,200}", name, re.ASCII)
-        return (
-            name if fits and (name in ("image.replies", own) or (self.caller and name.startswith(own + "."))) else None
-        )
-
-
-# --- sections 3 and 4: the effect and the reply ---
 
 
 def refusal(request_id: str, digest: str | None, code: str, details: tuple[Detail, ...]) -> Document:
@@ -429,7 +183,7 @@ class World:
         if at_revision not in (None, image["revision"]):
             raise Refused("PreconditionFailed")
         self._change(image, kwargs, message, caller, changed_at)
-        shown = {name: image[name] for name in (*FIELDS, *KEPT)}
+        shown = {name: image[name] for name in (*FIELDS, *_KEPT)}
         return {
             "request_id": message.request_id, "digest": message.digest, "status": 200,
             "image": shown, "revision": image["revision"],
@@ -447,6 +201,3 @@ class World:
         image["revision"] += 1
         image["updated_at"] = max(changed_at, image["updated_at"])
         self.revisions.add((image["id"], image["revision"], message.request_id or "", caller.caller))
-
-
-FOREIGN: Detail = ("reply_to", "reply_to_not_allowed", "reply_to names a queue that is not the caller's")

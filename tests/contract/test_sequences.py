@@ -16,7 +16,7 @@ from tests.contract import wallet
 from tests.contract.budget import budget
 from tests.contract.exchange import Exchange, when
 from tests.contract.messages import Draft, bodies, conditional, drafts, sound
-from tests.contract.model import Message
+from tests.contract.reading import Message
 from tests.contract.wallet import Wallet
 from tests.service import Service
 from tests.workers import running_worker

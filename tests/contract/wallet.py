@@ -10,7 +10,7 @@ from typing import Any
 import jwt
 
 from aries_images.signing import SigningKey
-from tests.contract.model import Claims
+from tests.contract.reading import Claims
 from worker.commands.token import PRIVATE, PUBLIC, make_keys
 
 #: What bears no token at all: the header as it stands, or None for none.
