@@ -93,7 +93,7 @@ def is_expected(ask: Ask, answer: Answer, exchange: Exchange) -> bool:
 
 
 @given(data=st.data())
-@budget(25, 4000)
+@budget(25, 2000)
 @pytest.mark.usefixtures("stalled")
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")
 def test_what_is_http_is_answered_in_order_as_the_contract_says(
@@ -179,7 +179,7 @@ def mutants(draw: st.DrawFn) -> bytes:
 
 
 @given(raw=mutants())
-@budget(100, 20_000)
+@budget(100, 10_000)
 def test_no_mutant_of_a_request_is_answered_otherwise(gateway: Gateway, raw: bytes) -> None:
     answers = answers_in(heard(gateway.port, raw + bytes(200)))  # whatever it still waits for comes, and is no HTTP
     assert answers

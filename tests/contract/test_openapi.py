@@ -17,7 +17,7 @@ from tests.service import service_at
 from tests.workers import running_worker
 
 #: Requests of the last phase, and seconds for all of them.
-EXAMPLES, SECONDS = (3000, 600) if LONG else (40, 8)
+EXAMPLES, SECONDS = (3000, 300) if LONG else (40, 8)
 #: What no document can say: that a name is taken, a revision passed, or that a name begins with white space.
 EXCLUDED = "positive_data_acceptance"
 

@@ -51,7 +51,7 @@ def entries_of(batch: list[tuple[Draft, int | None, bool]], purse: Wallet) -> li
 
 @given(batch=st.lists(drawn, min_size=AT_ONCE, max_size=AT_ONCE), queue=st.sampled_from(QUEUES))
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")
-@budget(12, 2000)
+@budget(12, 1000)
 def test_whatever_is_sent_is_answered_as_the_contract_says(
     exchange: Exchange, purse: Wallet, batch: list[tuple[Draft, int | None, bool]], queue: str
 ) -> None:

@@ -117,4 +117,4 @@ class Sequences(RuleBasedStateMachine):
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")
 def test_no_answer_changes_whatever_comes_between(town: Town) -> None:
     Sequences.town = town
-    run_state_machine_as_test(Sequences, settings=budget(3, 300, steps=15))  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(Sequences, settings=budget(3, 150, steps=15))  # type: ignore[no-untyped-call]
