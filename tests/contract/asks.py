@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.contract.messages import Draft
 from tests.contract.model import MALFORMED, World, refusal
 from tests.contract.rules import Document, Malformed, is_request_id, parts_of
-from tests.contract.values import kwargs, values
+from tests.contract.values import kwargs, valid, values
 from tests.contract.wallet import GOOD, NO_TOKENS, Wallet
 from tests.gateways import ROUTE, Answer
 
@@ -97,35 +97,28 @@ def _json(document: Any) -> bytes:
 
 
 def asks(purse: Wallet) -> st.SearchStrategy[Ask]:
-    """Requests with the tokens of this wallet, half of them sound."""
+    """Requests with the tokens of this wallet: any, and ones that are sound but for a condition."""
     tokens = [f"Bearer {purse.token(kind, '', None)}".encode() for kind in GOOD]
-    proofs = [proof.encode() for proof in NO_TOKENS if isinstance(proof, str) and proof.isprintable()] + [
-        b"Bearer " + b"x" * 20_000
-    ]
-    headers = st.one_of(
-        st.sampled_from(tokens).map(lambda token: [(b"Authorization", token)]),
-        st.sampled_from(tokens).map(lambda token: [(b"Authorization", token)]),
-        st.lists(st.sampled_from([*tokens, *proofs]), max_size=2).map(
-            lambda found: [(b"authorization", proof) for proof in found]
-        ),
+    none = [proof.encode() for proof in NO_TOKENS if isinstance(proof, str) and proof.isprintable()]
+    good = st.sampled_from(tokens).map(lambda token: [(b"Authorization", token)])
+    any_ = st.lists(st.sampled_from([*tokens, *none, b"Bearer " + b"x" * 20_000]), max_size=2)
+    proofs = st.one_of(good, good, any_.map(lambda found: [(b"authorization", proof) for proof in found]))
+    tags = st.sampled_from([(b"If-Match", tag) for tag in _TAGS])
+    others = st.one_of(
+        st.sampled_from([(b"Idempotency-Key", key) for key in _KEYS]),
+        tags,
+        st.sampled_from([(b"Prefer", prefer) for prefer in _PREFER]),
+        st.sampled_from(_NO_MATTER),
     )
-    others = st.lists(
-        st.one_of(
-            st.sampled_from([(b"Idempotency-Key", key) for key in _KEYS]),
-            st.sampled_from([(b"If-Match", tag) for tag in _TAGS]),
-            st.sampled_from([(b"Prefer", prefer) for prefer in _PREFER]),
-            st.sampled_from(_NO_MATTER),
-        ),
-        max_size=3,
-    )
-    return st.builds(
-        Ask,
-        st.sampled_from(["PUT"] * 12 + _METHODS),
-        st.sampled_from([ROUTE] * 40 + _PATHS),
-        st.builds(operator.add, headers, others),
-        st.one_of(kwargs.map(_json), kwargs.map(_json), kwargs.map(_json), st.sampled_from(_BODIES), values.map(_json), st.binary(max_size=20)),
-        st.sampled_from([0, 0, 0, 1000, 7]),
+    bodies = st.one_of(
+        *[kwargs.map(_json)] * 3, st.sampled_from(_BODIES), values.map(_json), st.binary(max_size=20)
     )  # fmt: skip
+    chunks = st.sampled_from([0, 0, 0, 1000, 7])
+    methods, paths = st.sampled_from(["PUT"] * 12 + _METHODS), st.sampled_from([ROUTE] * 40 + _PATHS)
+    headers = st.builds(operator.add, proofs, st.lists(others, max_size=3))
+    conditions = st.builds(lambda proof, tag: [*proof, tag], good, tags)
+    conditional = st.builds(Ask, st.just("PUT"), st.just(ROUTE), conditions, valid.map(_json), chunks)
+    return st.builds(Ask, methods, paths, headers, bodies, chunks) | conditional
 
 
 # --- what must be said ---
@@ -160,7 +153,7 @@ def _revision(ask: Ask) -> int | None:
 def _document(ask: Ask) -> Document:
     if len(ask.body) > _TOO_MUCH:
         raise Malformed("too large")
-    document = parts_of(b"[[], " + ask.body + b", {}]", most=_TOO_MUCH + 9, levels=33)[1]
+    document = parts_of(b"[[], " + ask.body + b", {}]", most=_TOO_MUCH + 10, levels=33)[1]
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
     as_sent = json.dumps([[], document, embed], ensure_ascii=False, separators=(",", ":"))
     if len(as_sent.encode(errors="surrogatepass")) > _TOO_MUCH:

@@ -112,7 +112,7 @@ bodies = st.one_of(
 _TIMES = ["2001-01-01T00:00:00+00:00", "2001-01-01T00:00:00", "2999-01-01T00:00:00Z", "2999-01-01T00:00:00+08:00"]
 _NO_TIMES = ["tomorrow", "", "2024-13-01T00:00:00", 1, 1e9, True, [], {}]
 _REPLY_QUEUES = [
-    *(f"image.replies{name}" for name in ("", ".orders", ".orders.a", ".orders.a.b-c:d", ".billing", ".billing.x", ".", "..orders", ".orders ")),
+    *(f"image.replies{name}" for name in ("", ".orders", ".orders.a", ".orders.a.b-c:d", ".billing", ".billing.x", ".", "..orders", ".orders ", ".ordersx", ".orders-x")),
     "image.replies.orders." + "x" * 200, "image.replies.orders.\u955c", "image.replies.orders\x06\x163", "image.update", "celery",
     "0af76519-16cd-43dd-8448-eb211c80319c", "celery-task-meta-x", "image.update.leases", "", None, 7, True, [], {}, "\ud800",
 ]  # fmt: skip

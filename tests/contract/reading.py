@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from tests.contract.rules import Document, Malformed, canonical, is_request_id, is_text, parts_of
@@ -78,7 +78,9 @@ class Message:
         if str(self.envelope.get("content-encoding") or "utf-8").lower() not in ("utf-8", "utf8", "binary"):
             raise Malformed("encoding")
         self.deadline = _moment(self.headers.get("expires"))
-        _moment(self.headers.get("eta"))
+        eta = _moment(self.headers.get("eta"))
+        if eta is not None and eta > datetime.now(UTC) + timedelta(hours=1):
+            raise Malformed("a worker would hold it too long")
         body = self.envelope.get("body")
         if self.properties.get("body_encoding") == "base64" and isinstance(body, str):
             try:

@@ -17,7 +17,7 @@ from tests.service import Service, service_at
 from tests.workers import running_worker
 
 #: Requests that are on their way on one connection.
-AT_ONCE = 12
+AT_ONCE = 20
 #: What goes wrong here ends like this, and never otherwise.
 STATUSES = {200, 400, 401, 403, 404, 405, 412, 429, 504}
 
@@ -93,7 +93,7 @@ def is_expected(ask: Ask, answer: Answer, exchange: Exchange) -> bool:
 
 
 @given(data=st.data())
-@budget(25, 2000)
+@budget(30, 1500)
 @pytest.mark.usefixtures("stalled")
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")
 def test_what_is_http_is_answered_in_order_as_the_contract_says(

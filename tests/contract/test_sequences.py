@@ -79,7 +79,7 @@ class Sequences(RuleBasedStateMachine):
 
     @rule(entry=sent, body=bodies, proof=st.sampled_from(wallet.GOOD))
     def send_another_body_under_the_same_id(self, entry: bytes, body: Any, proof: str) -> None:
-        self.town.exchange.send([self.entry(Draft(body, proof=proof), entry), entry])
+        self.town.exchange.send([self.entry(Draft(body, proof=proof), entry)])
 
     @rule(entry=sent, proof=st.sampled_from([*wallet.GOOD, *wallet.BAD]))
     def settle(self, entry: bytes, proof: str) -> None:
