@@ -12,6 +12,7 @@ from tests.builders import SEED_BODY, a_message, refusal_in, stored_image
 from tests.integration.conftest import NewDatabase
 from tests.service import Service, service_at
 from tests.workers import running_worker, until
+from worker.leases import Keys
 
 GOOD = '[[], {"id": 1}, {}]'
 LINKED = {"task": contract.TASK, "args": [], "kwargs": {"id": 1}, "options": {}, "subtask_type": None}
@@ -182,6 +183,15 @@ def test_a_reply_queue_that_is_no_name_is_refused(service: Service, value: str) 
     )
     assert len(service.wait_for_events(request_id)) == 1
     assert is_alive(service)
+
+
+def test_a_body_that_is_no_text_is_answered_and_not_kept_besides(service: Service) -> None:
+    kept = service.broker.xlen(Keys().dead)
+    request_id, entry = a_message(body=GOOD + "\ud800")
+    service.push(entry)
+    assert refusal_in(service.stored(request_id)["result"]) == ("InvalidParameter", [(None, "malformed_message")])
+    assert is_alive(service)
+    assert service.broker.xlen(Keys().dead) == kept
 
 
 @pytest.mark.parametrize(
