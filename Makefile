@@ -43,7 +43,7 @@ dashboard: .venv/.installed ## draw docs/pictures/dashboard.svg anew, from two w
 	@$(BIN)/python -m benchmarks.dashboard $(ARGS)
 
 gateway: .venv/.installed ## PUT /aries/api/v1/image on http://127.0.0.1:8080, with /docs (ARGS="--port 80 --workers 4")
-	@$(BIN)/uvicorn gateway.app:app --http=gateway.protocol:Protocol --port=8080 --no-access-log $(ARGS)
+	@$(BIN)/python -m gateway --port=8080 $(ARGS)
 
 flower: .venv-flower/.installed ## watch the worker in a browser, on http://127.0.0.1:5555 (ARGS=--port=5556)
 	$(SAY) "user and password: var/flower/login, or what FLOWER_BASIC_AUTH says"

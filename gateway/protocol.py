@@ -11,7 +11,7 @@ from gateway import response
 
 
 class Protocol(HttpToolsProtocol):
-    """For `uvicorn --http gateway.protocol:Protocol`.
+    """For uvicorn's option `--http`.
 
     Java's HttpClient and `curl --http2` offer with each request to go on in HTTP/2. Who does not want that answers in
     HTTP/1.1, but the parser takes such an offer for accepted and drops the body. So the request is read once more
