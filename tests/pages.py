@@ -1,0 +1,75 @@
+"""The handbook as its tests read it: each block of code, and what is noted about it in comments that a reader never sees.
+
+Notes are HTML comments right above a block, `<!-- what: value -->`, as many as there is to say:
+
+    stays up: WORDS       the command goes on; it is up when it has printed WORDS, and gets Ctrl-C at the end of the page
+    exit code: N          instead of 0
+    prints: WORDS         what the block must print, among other things
+    first: COMMANDS       what happens just before, so that there is something to be seen
+    in place of X: COMMAND    X is an example; what COMMAND prints stands for it
+    make -n: REASON       what make would do is looked at, and not done
+    run by: FILE          another test runs it
+    not run: REASON       nobody does
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from markdown_it import MarkdownIt
+
+from tests.workers import CHECKOUT
+
+ENGLISH, CHINESE = CHECKOUT / "README.md", CHECKOUT / "README.zh-CN.md"
+#: Every page that a reader may take for the truth of today.
+PAGES = (ENGLISH, CHINESE, CHECKOUT / "CONTRIBUTING.md", *sorted(CHECKOUT.glob("docs/**/*.md")))
+
+_NOTE = re.compile(r"<!-- (?P<what>.*?)(?:: (?P<value>.*?))? -->", re.DOTALL)
+_PLACE = "in place of "
+KINDS = {"stays up", "exit code", "prints", "first", "make -n", "run by", "not run"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of code, and what is noted about it."""
+
+    page: Path
+    line: int
+    language: str
+    code: str
+    notes: tuple[tuple[str, str], ...]
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people."""
+        return f"{self.page.relative_to(CHECKOUT)}:{self.line}"
+
+    def noted(self, what: str) -> list[str]:
+        """The values of all notes of this kind."""
+        return [value for kind, value in self.notes if kind == what]
+
+    def note(self, what: str) -> str | None:
+        """The value of the one note of this kind, if there is one."""
+        return next(iter(self.noted(what)), None)
+
+    @property
+    def examples(self) -> dict[str, str]:
+        """For each example in the code the command that prints what stands for it."""
+        return {kind.removeprefix(_PLACE): value for kind, value in self.notes if kind.startswith(_PLACE)}
+
+
+def blocks(page: Path) -> list[Block]:
+    """Every block of code in the page, fenced or indented, from top to bottom."""
+    found, above = [], ""
+    for token in MarkdownIt("commonmark").enable("table").parse(page.read_text()):
+        if token.type in {"fence", "code_block"}:
+            line, _ = token.map or (0, 0)
+            notes = tuple((note["what"], note["value"] or "") for note in _NOTE.finditer(above))
+            found.append(Block(page, line + 1, token.info.strip(), token.content, notes))
+        above = token.content if token.type == "html_block" else ""
+    return found
+
+
+def commands(code: str) -> list[str]:
+    """The lines of a block in a shell's language without what is remarked about them."""
+    return [line for line in (re.sub(r"(^|\s+)#\s.*", "", line) for line in code.splitlines()) if line]
