@@ -3,7 +3,7 @@
 import itertools
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,7 @@ from tests import nodejs, servers
 from worker.embedded import ServerFailedError
 
 Given = TypeVar("Given")
+NeedProgram = Callable[[str], None]
 #: Numbers for databases; the process id keeps test processes on one server apart.
 _numbers = itertools.count()
 
@@ -27,6 +28,17 @@ _numbers = itertools.count()
 def _missing(what: Exception) -> NoReturn:
     """What is missing is a reason to skip on a desk, and a failure in CI."""
     (pytest.fail if os.environ.get("CI") else pytest.skip)(str(what))
+
+
+@pytest.fixture(scope="session")
+def need_program() -> NeedProgram:
+    """What a test calls that starts a program: it goes no further where there is none of that name."""
+
+    def need_program(name: str) -> None:
+        if shutil.which(name) is None:
+            _missing(FileNotFoundError(f"there is no {name} on the PATH"))
+
+    return need_program
 
 
 def _running(server: AbstractContextManager[Given]) -> Iterator[Given]:
