@@ -6,15 +6,16 @@ BIN := .venv/bin
 SAY := @printf '\n==> %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help run test faults lint documents bench gateway flower lock sbom audit clean
+.PHONY: help run test faults lint documents bench gateway flower pictures lock sbom audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
-run: .venv/.installed ## start everything here and send one request (ARGS=--once: then stop; ARGS=--help: more)
+# Flower is for who stays and looks.
+run: .venv/.installed $(if $(filter --once --help -h,$(ARGS)),,.venv-flower/.installed) ## start everything here and send one request (ARGS=--once: then stop; ARGS=--help: more)
 	@$(BIN)/python -m worker up $(ARGS)
 
-test: lint .venv/.installed ## everything that CI runs
+test: lint .venv/.installed .venv-flower/.installed ## everything that CI runs
 	$(SAY) "tests (the slowest are listed at the end)"
 	@$(BIN)/pytest -n 2 --durations=15 $(ARGS)
 
@@ -38,8 +39,12 @@ bench: .venv/.installed ## measure against other workers on servers of its own (
 gateway: .venv/.installed ## PUT /aries/api/v1/image on http://127.0.0.1:8080, with /docs (ARGS="--port 80 --workers 4")
 	@$(BIN)/uvicorn gateway.app:app --port=8080 --no-access-log $(ARGS)
 
-flower: .venv-flower/.installed ## watch the worker in a browser, on http://127.0.0.1:5555
-	@.venv-flower/bin/celery --workdir deploy -A flower_app flower --address=127.0.0.1 --port=5555 $(ARGS)
+flower: .venv-flower/.installed ## watch the worker in a browser, on http://127.0.0.1:5555 (ARGS=--port=5556)
+	$(SAY) "user and password: var/flower/login, or what FLOWER_BASIC_AUTH says"
+	@.venv-flower/bin/celery --workdir deploy -A flower_app flower $(ARGS)
+
+pictures: .venv/.installed .venv-flower/.installed ## make docs/pictures anew, out of a Chromium
+	@ARIES_PICTURES=docs/pictures $(BIN)/pytest tests/integration/test_flower.py
 
 lock: .venv-lock/.installed ## choose versions anew within pyproject.toml (ARGS=--upgrade: the newest)
 	$(call compile,--extra worker --extra gateway --extra cli --extra dev,requirements.lock)

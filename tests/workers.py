@@ -56,6 +56,7 @@ def running_worker(
     pool: str | None = None,
     concurrency: int | None = None,
     asked_at: str | None = None,
+    node: str | None = None,
 ) -> Iterator[Worker]:
     """A worker that answers, until the end of the block; what it logged is printed then.
 
@@ -64,8 +65,9 @@ def running_worker(
         pool: `prefork`, `threads` or `solo`; default: the one that celeryconfig names.
         concurrency: of the pool; default: the one that celeryconfig names.
         asked_at: URL of its broker for whoever wants to know whether it answers; default: its own.
+        node: its name; default: one that no other test uses.
     """
-    node = f"test-{os.getpid()}-{next(_numbers)}@localhost"
+    node = node or f"test-{os.getpid()}-{next(_numbers)}@localhost"
     words = [sys.executable, "-m", "celery", "-A", "worker", "worker", "--loglevel=INFO", f"--hostname={node}"]
     words += ["--without-mingle"]  # which would wait a second for other workers to introduce themselves
     words += [f"--pool={pool}"] if pool else []

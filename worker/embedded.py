@@ -79,9 +79,14 @@ def free_port() -> int:
     """
     while True:
         port = random.randint(20_000, 32_000)  # noqa: S311  # no secret
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
+        if is_free(port):
+            return port
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens on this TCP port of the loopback interface."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 class ServerFailedError(RuntimeError):

@@ -38,8 +38,8 @@ _SWITCH_SECONDS = 0.0005
 #: Seconds that a batch under way may still take when the worker leaves. One that takes longer is left behind: its
 #: requests go back to the queue, and if it commits after all they are answered from the ledger.
 _LEAVE_SECONDS = 3.0
-#: Characters of a reply that Celery's events show.
-_SHOWN = 1024
+#: Characters of an outcome that Celery's events show: the names of unknown fields may be as long as the body.
+_SHOWN = 200
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -52,6 +52,8 @@ class Job:
     finished: Callable[[tuple[int, Any, float]], None]
     #: How often it was tried and could not be decided.
     tries: int = 0
+    #: When its first batch began, by the monotonic clock; seconds.
+    started_at: float = 0.0
 
     @property
     def request(self) -> dict[str, Any]:
@@ -298,6 +300,8 @@ class _Batch:
             Delivery.of(job.request, job.request["args"], job.request["kwargs"], job.tries) for job in self._jobs
         ]
         if self._jobs[0].tries == 0:
+            for job in self._jobs:
+                job.started_at = self._started_at
             # Not urgent: waking the loop now would take the interpreter away from this batch, which is done in no time.
             self._pool.report(self._report_accepted, urgent=False)
             self._signal_all(signals.task_prerun, deliveries)
@@ -306,7 +310,7 @@ class _Batch:
         if decided and not self._send([answer for _, answer in decided]):
             return  # not acknowledged: delivered again, and answered from the ledger
         self._signal_outcomes(decided)
-        self._pool.report(lambda: self._report_finished(decided))
+        self._pool.report(functools.partial(self._report_finished, decided, time.monotonic()))
         if undecided := [job for job, answer in outcomes if not answer]:
             for job in undecided:
                 job.tries += 1
@@ -331,13 +335,13 @@ class _Batch:
         for job in self._jobs:
             job.accepted(self._pool._pid, self._started_at)  # noqa: SLF001
 
-    def _report_finished(self, decided: Decided) -> None:
-        runtime = time.monotonic() - self._started_at
+    def _report_finished(self, decided: Decided, finished_at: float) -> None:
         for job, answer in decided:
+            runtime = finished_at - job.started_at
             if answer.failed:
                 job.finished((1, _failure(answer), runtime))
             else:
-                job.finished((0, answer.reply.text[:_SHOWN], runtime))
+                job.finished((0, answer.outcome[:_SHOWN], runtime))
 
     # --- Celery's signals, where anyone listens ---
 

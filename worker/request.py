@@ -30,9 +30,19 @@ class Request(celery_request.Request):  # type: ignore[misc]  # Celery has no ty
     def cancel(self, pool: Any, signal: Any = None, **_: Any) -> None:
         """Nor by a worker that leaves at once; its pool waits for it."""
 
+    def info(self, *_: Any, **__: Any) -> dict[str, Any]:
+        """What `inspect` and Flower show of it: what its caller lets monitors see, not the values."""
+        shown: dict[str, Any] = super().info(safe=True)
+        return shown
+
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002  # Celery's name
-        """Celery's event; without the traceback of a fault, which is for the worker's log alone."""
+        """Celery's event; without the traceback of a fault, which is for the worker's log alone.
+
+        A batch is told of as started when Celery's loop gets round to it, which may be when it is over.
+        """
         fields.pop("traceback", None)
+        if type == "task-started":
+            fields["timestamp"] = self.time_start
         super().send_event(type, **fields)
 
 

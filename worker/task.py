@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Self
 
+import orjson
 from celery import Task
 
 from aries_images import contract
@@ -159,6 +160,18 @@ class Answer:
             "queue_ms": self.queue_ms,
             "commit_ms": self.commit_ms,
         }
+
+    @property
+    def outcome(self) -> str:
+        """What monitors show of it: `image 1, revision 7` or `ImageNameExists: name taken`; no payload."""
+        document = orjson.loads(self.reply.text)
+        if error := document.get("error"):
+            # Of fields that there are not, the names are the caller's words.
+            reasons = [" ".join(filter(None, (detail["field"], detail["reason"]))) for detail in error["details"]]
+            outcome = f"{error['code']}: {', '.join(reasons)}" if reasons else error["code"]
+        else:
+            outcome = f"image {document['image']['id']}, revision {document['revision']}"
+        return f"{outcome} (replayed)" if self.reply.replayed else outcome
 
     @property
     def queue_ms(self) -> int:

@@ -1,10 +1,7 @@
 """Users of Redis with least privilege (deploy/redis/users.acl): each can do its work, and not that of the others."""
 
-import hashlib
 import json
-import uuid
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
 import pytest
 from celery import Celery
@@ -14,34 +11,19 @@ from redis.exceptions import NoPermissionError
 
 from aries_images import ImageClient, contract
 from models.migrations import upgrade
+from tests.acl import PASSWORDS, USERS, redis_with_users, refusals, url_for
 from tests.builders import a_message
 from tests.service import Service, service_at
-from tests.workers import CHECKOUT, Worker, running_worker, until
+from tests.workers import Worker, running_worker, until
 from worker.__main__ import commands
 from worker.embedded import RedisServer
 from worker.leases import Keys
 
-USERS = CHECKOUT / "deploy" / "redis" / "users.acl"
-PASSWORDS = {name: f"{name}-{uuid.uuid4().hex}" for name in ("worker", "orders", "flower", "operator")}
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """With the users of the file; the user without a name stays for the test itself."""
-    with (
-        RedisServer(tmp_path_factory.mktemp("redis"), persistent=False) as server,
-        Redis.from_url(server.url()) as redis,
-    ):
-        for line in USERS.read_text().splitlines():
-            _, name, *rules = line.split()
-            if name != "default":
-                hashed = "#" + hashlib.sha256(PASSWORDS[name].encode()).hexdigest()
-                redis.execute_command("ACL", "SETUSER", name, *[hashed if rule[0] == "#" else rule for rule in rules])
+    with redis_with_users(tmp_path_factory.mktemp("redis")) as server:
         yield server
-
-
-def url(server: RedisServer, user: str, db: int = 0) -> str:
-    return urlsplit(server.url(db))._replace(netloc=f"{user}:{PASSWORDS[user]}@127.0.0.1:{server.port}").geturl()
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +33,7 @@ def town(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
     upgrade(database_url)
     with service_at(server.url(0), server.url(1), database_url) as service:
         service.image()
-        logins = {"ARIES_BROKER_URL": url(server, "worker"), "ARIES_RESULT_URL": url(server, "worker", 1)}
+        logins = {"ARIES_BROKER_URL": url_for(server, "worker"), "ARIES_RESULT_URL": url_for(server, "worker", 1)}
         environment = service.environment | logins | {"ARIES_LEASE_SECONDS": "2"}
         with running_worker(environment, asked_at=server.url(0)) as worker:
             yield service, worker
@@ -62,18 +44,7 @@ def service(town: tuple[Service, Worker]) -> Iterator[Service]:
     """The service; whoever of its users was refused anything meanwhile is told of at the end."""
     town[0].broker.execute_command("ACL", "LOG", "RESET")
     yield town[0]
-    refused = [
-        (entry[b"username"], entry[b"reason"], entry[b"object"])
-        for entry in map(pairs, town[0].broker.execute_command("ACL", "LOG"))
-    ]
-    assert refused == []
-
-
-def pairs(entry: object) -> dict[bytes, object]:
-    if isinstance(entry, dict):
-        return {key.encode() if isinstance(key, str) else key: value for key, value in entry.items()}
-    assert isinstance(entry, list)
-    return dict(zip(entry[::2], entry[1::2], strict=True))
+    assert refusals(town[0].broker) == []
 
 
 # --- each can do its work ---
@@ -81,7 +52,7 @@ def pairs(entry: object) -> dict[bytes, object]:
 
 def test_our_client(server: RedisServer, service: Service) -> None:
     queue = "image.replies.anonymous.x"
-    with ImageClient(url(server, "orders"), url(server, "orders", 1)) as client:
+    with ImageClient(url_for(server, "orders"), url_for(server, "orders", 1)) as client:
         assert client.update(1, description="x").description == "x"
         assert client.settle(client.submit(1, description="y").request_id).description == "y"
     assert service.broker.llen(queue) == 0
@@ -89,13 +60,13 @@ def test_our_client(server: RedisServer, service: Service) -> None:
 
 def test_its_own_reply_queue(server: RedisServer, service: Service) -> None:
     service.broker.lpush("image.replies.orders.x", *service.broker.lrange(contract.REPLY_QUEUE, 0, 0))
-    with ImageClient(url(server, "orders"), url(server, "orders", 1)) as client:
+    with ImageClient(url_for(server, "orders"), url_for(server, "orders", 1)) as client:
         assert len(list(client.replies("image.replies.orders.x", timeout=1))) == 1
 
 
 @pytest.mark.parametrize("options", [{"queue": "image.update"}, {"queue": "image.update", "priority": 9}])
 def test_a_stock_celery_caller(server: RedisServer, service: Service, options: dict[str, object]) -> None:
-    with Celery(broker=url(server, "orders"), backend=url(server, "orders", 1), set_as_current=False) as celery:
+    with Celery(broker=url_for(server, "orders"), backend=url_for(server, "orders", 1), set_as_current=False) as celery:
         assert celery.send_task("image.update", kwargs={"id": 1}, **options).get(timeout=10)["status"] == 200
     until(service.is_idle)
 
@@ -109,7 +80,7 @@ def test_a_worker_that_meets_with_everything(town: tuple[Service, Worker], servi
 
 
 def test_an_operator(server: RedisServer, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ARIES_BROKER_URL", url(server, "operator"))
+    monkeypatch.setenv("ARIES_BROKER_URL", url_for(server, "operator"))
     service.push("no message")
     until(lambda: service.broker.xlen(Keys().dead))
     for words in (("list",), ("replay", "--all")):
@@ -117,15 +88,15 @@ def test_an_operator(server: RedisServer, service: Service, monkeypatch: pytest.
         assert result.exit_code == 0, result.output
     until(lambda: service.broker.xlen(Keys().dead))
     assert CliRunner().invoke(commands, ["dead", "drop", "--all", "--yes"]).exit_code == 0
-    with Celery(broker=url(server, "operator"), set_as_current=False) as celery:
+    with Celery(broker=url_for(server, "operator"), set_as_current=False) as celery:
         assert celery.control.ping(timeout=2)
 
 
 def test_an_operator_who_checks(server: RedisServer, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in service.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("ARIES_BROKER_URL", url(server, "operator"))
-    monkeypatch.setenv("ARIES_RESULT_URL", url(server, "operator", 1))
+    monkeypatch.setenv("ARIES_BROKER_URL", url_for(server, "operator"))
+    monkeypatch.setenv("ARIES_RESULT_URL", url_for(server, "operator", 1))
     result = CliRunner().invoke(commands, ["check", "--json"])
     found = {line["check"]: line["status"] for line in map(json.loads, result.stdout.splitlines())}
     # A server for tests alone, whose queue nobody needs to keep; everyone is let in.
@@ -133,7 +104,7 @@ def test_an_operator_who_checks(server: RedisServer, service: Service, monkeypat
 
 
 def test_a_monitor_such_as_flower(server: RedisServer, service: Service) -> None:
-    with Celery(broker=url(server, "flower"), set_as_current=False) as celery:
+    with Celery(broker=url_for(server, "flower"), set_as_current=False) as celery:
         assert celery.control.inspect(timeout=2).active_queues()
         seen: list[str] = []
         with celery.connection() as connection:
@@ -215,7 +186,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("user", "command"), [(user, command) for user in REFUSED for command in REFUSED[user]])
 def test_refused(server: RedisServer, user: str, command: tuple[object, ...]) -> None:
-    with Redis.from_url(url(server, user)) as redis, pytest.raises(NoPermissionError):
+    with Redis.from_url(url_for(server, user)) as redis, pytest.raises(NoPermissionError):
         redis.execute_command(*command)
 
 

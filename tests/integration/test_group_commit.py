@@ -188,7 +188,8 @@ def test_each_request_has_the_events_of_celery(town: Site, worker: Worker) -> No
         assert {event["hostname"] for event in of(message)} == {worker.name}
     assert of(good)[0]["name"] == contract.TASK
     assert 0 < of(good)[-1]["runtime"] < 5
-    assert json.loads(of(good)[-1]["result"].strip("'"))["status"] == 200
+    assert of(good)[0]["timestamp"] <= of(good)[1]["timestamp"] <= of(good)[2]["timestamp"] - of(good)[2]["runtime"]
+    assert [of(message)[-1]["result"] for message in (good, refused)] == ["image 80, revision 2", "ImageNotFound"]
     failed = of(bad)[-1]
     assert "traceback" not in failed
     assert failed["exception"].startswith("InternalError(")

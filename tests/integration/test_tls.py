@@ -5,6 +5,7 @@ refusals are real.
 """
 
 import ipaddress
+import os
 import signal
 import socket
 import subprocess
@@ -24,9 +25,11 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from aries_images import ImageClient, OutcomeUnknown
+from tests.flowers import ask
 from tests.service import service_at
 from tests.workers import running_worker, until
-from worker.embedded import end_child, free_port, start_child
+from worker.embedded import ServerFailedError, end_child, free_port, start_child
+from worker.flower import FlowerServer
 
 
 class Authority:
@@ -145,6 +148,19 @@ def test_worker_client_and_plain_celery_over_tls(
                 assert sent.get(timeout=10)["status"] == 200
             assert service.wait_for_events(sent.id)
             assert "InsecureRequest" not in worker.log.read_text()
+
+
+def test_flower_over_tls(secured: Secured) -> None:
+    flower = FlowerServer(secured.folder / "flower", secured.url("0", login=secured.ours.issue("flower")))
+    try:
+        flower.start()
+    except ServerFailedError as error:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(str(error))
+    try:
+        until(lambda: "image.update.bulk" in ask(flower.port, "/broker", flower.login)[1], 20)
+        until(lambda: "Connected to rediss://" in (flower.folder / "server.log").read_text())
+    finally:
+        flower.stop()
 
 
 @pytest.mark.parametrize("wrong", ["no certificate", "of a stranger", "a strange server"])

@@ -24,12 +24,15 @@ from models.migrations import upgrade
 from worker.commands.import_images import insert_images, read_images
 from worker.commands.token import FOLDER, PRIVATE, PUBLIC, make_keys
 from worker.database import Database
-from worker.embedded import PATIENCE, RedisServer, end_child, start_child
+from worker.embedded import PATIENCE, RedisServer, ServerFailedError, end_child, is_free, start_child
+from worker.flower import FlowerServer
 from worker.settings import PREFIX, Settings, load_settings
 
 #: What is kept between two runs.
 VAR = Path("var")
 SAMPLES = Path(__file__).with_name("samples.jsonl")
+#: Where Flower is, unless somebody else is there.
+FLOWER_PORT = 5555
 #: The caller who sends the example, and seconds that the token printed for him is good for.
 CALLER = "demo"
 TOKEN_SECONDS = 12 * 3600
@@ -41,7 +44,7 @@ console = Console(highlight=False)
 @click.command()
 @click.option("--once", is_flag=True, help="Stop after the example; the exit code says whether its reply was right.")
 def up(*, once: bool) -> None:
-    """Start Redis, database and worker here, send the example request, show what comes back, and stay up.
+    """Start Redis, database, worker and Flower here, send the example request, show what comes back, and stay up.
 
     ARIES_BROKER_URL or ARIES_DATABASE_URL, where set, are used instead of a Redis or a database of its own.
     """
@@ -51,11 +54,13 @@ def up(*, once: bool) -> None:
     try:
         with ExitStack() as stack:
             settings = _prepare(stack)
+            # Before the worker, so that it sees all that the worker tells.
+            flower = None if once else _start_flower(stack, settings)
             with _step("starting a worker, which logs to var/log/worker.log"):
                 worker = _start_worker(stack, settings)
             right = _send_example(settings)
             if not once:
-                _stay(settings, worker)
+                _stay(settings, worker, flower)
     except KeyboardInterrupt:
         console.print("stopped")
         sys.exit(130 if once else 0)
@@ -117,6 +122,17 @@ def _claim(stack: ExitStack) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise click.ClickException("it is running here already; end that first, or set ARIES_BROKER_URL") from None
+
+
+def _start_flower(stack: ExitStack, settings: Settings) -> FlowerServer | None:
+    """Flower, which nothing else here needs: why it is missing is said, and no more."""
+    port = FLOWER_PORT if is_free(FLOWER_PORT) else None
+    try:
+        with _step("starting Flower, which logs to var/flower/server.log"):
+            return stack.enter_context(FlowerServer(VAR / "flower", settings.broker_url, port))
+    except ServerFailedError as error:
+        click.echo(f"without Flower: {error}")
+        return None
 
 
 def _start_worker(stack: ExitStack, settings: Settings) -> subprocess.Popen[bytes]:
@@ -188,7 +204,7 @@ def _show(title: str, document: Any) -> None:
     console.print_json(data=document, ensure_ascii=False, default=str)
 
 
-def _stay(settings: Settings, worker: subprocess.Popen[bytes]) -> None:
+def _stay(settings: Settings, worker: subprocess.Popen[bytes], flower: FlowerServer | None) -> None:
     code = (
         "from aries_images import ImageClient; "
         f'print(ImageClient("{settings.broker_url}", "{settings.result_url}").update(1, description="hello"))'
@@ -200,5 +216,8 @@ def _stay(settings: Settings, worker: subprocess.Popen[bytes]) -> None:
     for name, value in settings.model_dump(include={"broker_url", "result_url", "auth", "jwt_keys"}).items():
         click.echo(f"    export {PREFIX}{name.upper()}={shlex.quote(value)}")
     click.echo(f"    {os.path.relpath(sys.executable)} -c {shlex.quote(code)}\n")
+    if flower:
+        user, password = flower.login
+        click.echo(f"Watch it in Flower: {flower.url}   user: {user}   password: {password}\n")
     worker.wait()
     raise click.ClickException("the worker has ended; see var/log/worker.log")
