@@ -66,7 +66,7 @@ def blocks(page: Path) -> list[Block]:
             line, _ = token.map or (0, 0)
             notes = tuple((note["what"], note["value"] or "") for note in _NOTE.finditer(above))
             found.append(Block(page, line + 1, token.info.strip(), token.content, notes))
-        above = token.content if token.type == "html_block" else ""
+        above = above + token.content if token.type == "html_block" else ""
     return found
 
 

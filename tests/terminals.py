@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -18,7 +19,7 @@ _PATIENCE = 60.0
 _KEPT = """
 . {state}
 trap '{{ export -p; declare -f; }} >{state}' EXIT
-set -eo pipefail
+set -aeo pipefail
 """
 
 
@@ -34,7 +35,8 @@ class Running:
 
     def interrupt(self) -> None:
         """Press Ctrl-C, and wait until the command and all that it started have ended."""
-        os.killpg(self.process.pid, signal.SIGINT)
+        with suppress(ProcessLookupError):  # it was ended on the page
+            os.killpg(self.process.pid, signal.SIGINT)
         try:
             until(lambda: self.process.poll() is not None, _PATIENCE)
         finally:
@@ -89,6 +91,7 @@ class Terminal:
             )
         running = Running(process, log)
         self._running.append(running)
-        until(lambda: words in running.printed or process.poll() is not None, _PATIENCE)
-        assert process.poll() is None, f"it ended:\n{command}\n{running.printed}"
+        with suppress(AssertionError):  # what it has printed instead is worth more
+            until(lambda: words in running.printed or process.poll() is not None, _PATIENCE)
+        assert words in running.printed, f"it is not up:\n{command}\n{running.printed}"
         return running.printed
