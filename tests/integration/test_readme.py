@@ -1,4 +1,4 @@
-"""The README's Python examples, run one after the other as they stand, against a real worker."""
+"""The README's Python examples, as they stand: run one after the other against a real worker, or as tests by pytest."""
 
 import os
 import re
@@ -15,7 +15,15 @@ from worker.commands.token import PRIVATE, PUBLIC, make_keys
 from worker.embedded import end_child, start_child
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+BLOCKS = python_blocks(ROOT / "README.md")
+TESTS = [block for block in BLOCKS if "def test_" in block]
+EXAMPLES = [block for block in BLOCKS if block not in TESTS]
 
 
 def run(environment: dict[str, str], *words: str | Path) -> str:
@@ -52,3 +60,13 @@ def test_the_examples_do_what_they_say(environment: dict[str, str]) -> None:
     assert plain_celery.startswith("200 {'id': 1, 'name': 'CentOS-7.9-x64-updated'")
     assert "sent by plain Celery" in plain_celery
     assert event.startswith("aries.image.updated {'request_id': ")
+
+
+def test_the_tests_of_a_service_pass(tmp_path: Path) -> None:
+    [of_the_readme] = TESTS
+    [of_its_page] = python_blocks(ROOT / "docs" / "testing.md")
+    (tmp_path / "test_readme_section.py").write_text(of_the_readme)
+    (tmp_path / "test_page.py").write_text(of_its_page)
+    # Installed, pytest finds the plugin by itself (test_wheel.py). Here it is named, and others, which take seconds, not.
+    words = ["-m", "pytest", "-p", "pytest_aries_images", f"--rootdir={tmp_path}", "-q", tmp_path]
+    assert "4 passed" in run(os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}, *words)

@@ -1,14 +1,17 @@
-"""What other services install: the wheel, in a virtual environment that holds nothing else."""
+"""What other services install: the wheel, in virtual environments that hold nothing but what it asks for."""
 
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.stand_in import stand_in
 
@@ -25,6 +28,46 @@ with ImageClient() as client:
 """
 
 
+#: A service that has code of its own under names that are ours in the checkout, and its tests.
+SERVICE = {
+    "worker.py": """
+from aries_images import ImageClient
+
+def rename(image, name):
+    with ImageClient() as client:
+        return client.update(image, name=name, timeout=1).name
+""",
+    "models/__init__.py": "TABLE = 'orders'\n",
+    "tasks.py": "raise ImportError('nobody asked for the tasks of the service')\n",
+    "celeryconfig.py": "raise ImportError('nor for its settings')\n",
+    "tests/test_orders.py": """
+import pytest
+import models
+import worker
+from aries_images import ImageNameExists, OutcomeUnknown
+
+def test_a_rename(aries_images):
+    aries_images.load(1)
+    assert worker.rename(1, "new") == "new"
+    assert aries_images.image(1).revision == 2
+    assert models.TABLE == "orders"
+
+def test_a_name_that_is_taken(aries_images):
+    aries_images.load(1)
+    aries_images.refuse_next(ImageNameExists)
+    with pytest.raises(ImageNameExists):
+        worker.rename(1, "new")
+
+def test_silence(aries_images):
+    aries_images.load(1)
+    aries_images.ignore_next()
+    with pytest.raises(OutcomeUnknown):
+        worker.rename(1, "new")
+    assert aries_images.image(1).revision == 1
+""",
+}
+
+
 def _run(*command: str | Path, **options: object) -> str:
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240, **options)  # type: ignore[call-overload]
     assert done.returncode == 0, done.stdout + done.stderr
@@ -34,7 +77,8 @@ def _run(*command: str | Path, **options: object) -> str:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    _run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT)
+    # By way of the sdist, which has to hold all that the wheel is made from.
+    _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT)
     (built,) = folder.glob("*.whl")
     return built
 
@@ -57,10 +101,19 @@ def _pip(python: Path) -> list[str | Path]:
     return [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python]
 
 
-def test_the_wheel_holds_the_client_alone(wheel: Path) -> None:
+def test_the_wheel_holds_nothing_that_could_be_anothers(wheel: Path) -> None:
     names = ZipFile(wheel).namelist()
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"aries_images"}
+    top = {name.split("/")[0].split("-")[0] for name in names}
+    assert top == {"aries_images", "pytest_aries_images.py"}
     assert {"aries_images/client.py", "aries_images/contract.py", "aries_images/py.typed"} <= set(names)
+
+
+def test_the_wheel_has_the_application_whole_as_data(wheel: Path) -> None:
+    prefix = "aries_images/testing/_application/"
+    packed = {name.removeprefix(prefix) for name in ZipFile(wheel).namelist() if name.startswith(prefix)}
+    files = [file for part in ("models", "tasks", "worker") for file in (ROOT / part).rglob("*.*")]
+    there = {str(file.relative_to(ROOT)) for file in files if file.suffix != ".pyc"}
+    assert packed == there | {"celeryconfig.py"}
 
 
 @pytest.mark.timeout(300)
@@ -77,3 +130,49 @@ def test_a_call_from_the_installed_wheel_is_answered(python: Path, broker_url: s
     with stand_in(broker_url, result_url):
         said = _run(python, "-I", "-W", "error", "-c", CALL, env=os.environ | urls, cwd=python.parent)
     assert json.loads(said) == {"name": "Debian 12", "revision": 2, "from": "aries_images.client"}
+
+
+def _asked_for(requirement: str, path: list[str]) -> Iterator[metadata.Distribution]:
+    """What is installed on `path` of what is asked for, and of what that asks for in its turn."""
+    waiting, seen = [Requirement(requirement)], set()
+    while waiting:
+        wanted = waiting.pop()
+        key = (wanted.name, *sorted(wanted.extras))
+        if key in seen:
+            continue
+        seen.add(key)
+        distribution = next(iter(metadata.distributions(name=wanted.name, path=path)))
+        yield distribution
+        extras = [{"extra": extra} for extra in ("", *wanted.extras)]
+        needs = [Requirement(line) for line in distribution.requires or ()]
+        waiting += [need for need in needs if not need.marker or any(map(need.marker.evaluate, extras))]
+
+
+@pytest.fixture(scope="module")
+def service_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment with the wheel and what its extra `testing` asks for, and nothing else.
+
+    In the versions that are installed here, to which it has links: that takes no network, and hardly any time.
+    """
+    folder = tmp_path_factory.mktemp("service-environment")
+    _run(sys.executable, "-m", "venv", "--without-pip", folder)
+    python = folder / "bin" / "python"
+    _run(*_pip(python), "install", "--quiet", "--no-deps", "--no-index", wheel)
+    [packages] = folder.glob("lib/python*/site-packages")
+    for distribution in [*_asked_for("aries-images[testing]", [str(packages), *sys.path])]:
+        for name in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+            if not (packages / name).exists():
+                (packages / name).symlink_to(str(distribution.locate_file(name)))
+    return python
+
+
+def test_a_services_tests_have_a_worker_from_the_wheel(service_python: Path, tmp_path: Path) -> None:
+    _run(*_pip(service_python), "check")
+    for name, text in SERVICE.items():
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text)
+    # With no other Redis at hand than the one that was installed.
+    environment = {"PATH": str(service_python.parent)}
+    said = _run(service_python, "-m", "pytest", "-W", "error", cwd=tmp_path, env=environment)
+    assert "3 passed" in said

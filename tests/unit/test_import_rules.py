@@ -7,11 +7,26 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).parents[2]
-OURS = ("aries_images", "celeryconfig", "documents", "gateway", "models", "tasks", "tests", "worker")
+OURS = (
+    "aries_images",
+    "celeryconfig",
+    "documents",
+    "gateway",
+    "models",
+    "pytest_aries_images",
+    "tasks",
+    "tests",
+    "worker",
+)
+#: Those of them that are one file.
+FILES = ("celeryconfig", "pytest_aries_images")
 
 #: Which modules of ours each part may import; the longest name that fits a module is its part.
 ALLOWED_OF_OURS: dict[str, tuple[str, ...]] = {
     "aries_images": ("aries_images",),
+    # A main program too, in a process of its own: the worker, for the tests of others.
+    "aries_images.testing._child": OURS,
+    "pytest_aries_images": ("aries_images.testing",),
     "models": ("models",),
     # What a task is made from, and the transaction that it runs in.
     "tasks": ("aries_images", "models", "tasks", "worker.task", "worker.database"),
@@ -27,9 +42,16 @@ ALLOWED_OF_OURS: dict[str, tuple[str, ...]] = {
 }
 #: Who may import the packages that are heavy, or that belong to one side of the house.
 ALLOWED_OTHERS: dict[str, tuple[str, ...]] = {
-    "celery": ("worker", "tasks", "aries_images._broker", "aries_images.aio"),
+    "celery": ("worker", "tasks", "aries_images._broker", "aries_images.aio", "aries_images.testing._child"),
     "kombu": ("worker", "tasks", "celeryconfig", "aries_images._broker", "aries_images.aio"),
-    "sqlalchemy": ("models", "tasks.rows", "worker.database", "worker.settings", "worker.commands"),
+    "sqlalchemy": (
+        "models",
+        "tasks.rows",
+        "worker.database",
+        "worker.settings",
+        "worker.commands",
+        "aries_images.testing._child",
+    ),
     "alembic": ("models.migrations", "worker.commands"),
     "psycopg": ("models", "tasks.rows", "worker.database", "worker.commands"),
     "pydantic_settings": ("worker.settings",),
@@ -69,7 +91,7 @@ def offences(module: str, source: str) -> list[str]:
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    files = [CHECKOUT / "celeryconfig.py"]
+    files = [CHECKOUT / f"{name}.py" for name in FILES]
     for package in OURS:
         if package != "tests":
             files += sorted((CHECKOUT / package).rglob("*.py"))
@@ -95,6 +117,9 @@ def test_a_module_imports_only_what_it_may(module: str, file: Path) -> None:
         ("worker.answers", "def later():\n    from models import images"),
         ("worker.answers", "from aries_images import ImageClient"),
         ("worker.consumer", "import sqlalchemy.exc"),
+        ("aries_images.testing._service", "from worker.database import Database"),
+        ("aries_images.testing._service", "from celery import Celery"),
+        ("pytest_aries_images", "from worker.embedded import RedisServer"),
         ("gateway.app", "from worker import task"),
         ("gateway.app", "import kombu"),
         ("gateway.openapi", "from documents import asyncapi"),
