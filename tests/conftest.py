@@ -81,6 +81,14 @@ def node() -> nodejs.Node:
         _missing(error)
 
 
+@pytest.fixture(scope="session")
+def promtool() -> servers.Promtool:
+    """Prometheus' own checker; who has it has the server too."""
+    if not servers.has_prometheus():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("the package prometheus is not installed")
+    return servers.promtool
+
+
 def _empty(url: str) -> str:
     with Redis.from_url(url) as client:
         client.flushdb()

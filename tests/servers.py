@@ -1,19 +1,21 @@
 """Where the tests' Redis and PostgreSQL come from: given, in a container, on PATH, or out of a Python package."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
+import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Literal
-from urllib.parse import urlsplit
+from typing import IO, Any, Literal
+from urllib.parse import urlencode, urlsplit
 
 import psycopg
 from kombu import Connection
@@ -188,6 +190,53 @@ class RabbitServer(Server):
         if self._epmd is not None:
             end_child(self._epmd, signal.SIGKILL)
             self._epmd = None
+
+
+class PrometheusServer(Server):
+    """A Prometheus on the loopback interface, with the settings in `prometheus.yml` in its folder."""
+
+    @property
+    def url(self) -> str:
+        """The URL of its API."""
+        return f"http://127.0.0.1:{self.port}/api/v1"
+
+    def ask(self, what: str, **arguments: Any) -> Any:
+        """What its API says of `query`, `query_range`, `alerts` and so on."""
+        with urllib.request.urlopen(f"{self.url}/{what}?{urlencode(arguments)}", timeout=10) as response:  # noqa: S310  # http://
+            return json.load(response)["data"]
+
+    def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        if shutil.which("prometheus") is None:
+            raise ServerFailedError("no Prometheus: the package prometheus is not installed")
+        settings = {
+            "config.file": self.folder / "prometheus.yml",
+            "storage.tsdb.path": self.folder / "data",
+            "web.listen-address": f"127.0.0.1:{self.port}",
+        }
+        words = [f"--{name}={value}" for name, value in settings.items()]
+        return start_child(["prometheus", *words], death=self.death, stdout=log, stderr=log, cwd=self.folder)
+
+    def _answers(self, pid: int) -> bool:  # noqa: ARG002  # the port is nobody else's
+        try:
+            self.ask("status/runtimeinfo")
+        except OSError:
+            return False
+        return True
+
+
+Promtool = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def has_prometheus() -> bool:
+    """Whether the server and its checker are installed."""
+    return shutil.which("prometheus") is not None and shutil.which("promtool") is not None
+
+
+def promtool(*words: str | Path, said: str = "") -> subprocess.CompletedProcess[str]:
+    """What Prometheus' own checker does with `words`, and with `said` on its standard input."""
+    return subprocess.run(
+        [shutil.which("promtool") or "promtool", *words], input=said, capture_output=True, text=True, check=False
+    )
 
 
 def _not_root(folder: Path) -> list[str | Path]:

@@ -94,6 +94,7 @@ class _Answering(RedisBackend):  # type: ignore[misc]  # Celery has no types
             redis.exceptions.ConnectionError: Redis stayed away for longer than the retry policy allows.
         """
         self.ensure(self._send, (answers,))
+        self.app.metrics.sent(answers)
 
     def _send(self, answers: Sequence[Answer]) -> None:
         database = self._reply_queue_database

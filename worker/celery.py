@@ -98,9 +98,9 @@ def build_app(settings: Settings) -> ImagesApp:
     if names_prefork(sys.argv):
         app.conf.worker_pool = "prefork"
     app.settings = settings
-    app.database = Database(settings.database_url)
-    app.door = Door(settings)
     app.metrics = Metrics()
+    app.database = Database(settings.database_url, app.metrics.failed)
+    app.door = Door(settings)
     app.health = Health(settings.health_seconds, lambda: reach_broker(app))
     app.steps["worker"].add(Heartbeat)
 

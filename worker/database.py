@@ -1,16 +1,37 @@
 """The database: one engine per process, and the only commit in the code base."""
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
+
+class Cause(StrEnum):
+    """What a transaction failed of; whatever else it can be is `other`."""
+
+    #: The database could not be asked, is full, read-only or too slow.
+    AWAY = "away"
+    #: A row is held by others, or SQLite's one lock.
+    LOCKED = "locked"
+    SERIALISATION = "serialisation"
+    DEADLOCK = "deadlock"
+    #: A race for one name or one request id, which another transaction won.
+    TAKEN = "taken"
+    OTHER = "other"
+
+
 #: SQLSTATEs after which the same transaction may succeed: serialisation failure, deadlock, lock not available, and
 #: the unique violation that a race for one name or one request id ends in.
-_PASSING_STATES = frozenset({"40001", "40P01", "55P03", "23505"})
+_PASSING_STATES: dict[str | None, Cause] = {
+    "40001": Cause.SERIALISATION,
+    "40P01": Cause.DEADLOCK,
+    "55P03": Cause.LOCKED,
+    "23505": Cause.TAKEN,
+}
 #: The same for SQLite, by its extended code.
 _PASSING_CODES = frozenset({sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY})
 #: SQLSTATE classes of a server that is away, full, starting or stopping: connection exception, insufficient
@@ -28,6 +49,7 @@ _AWAY_CODES = frozenset(
         sqlite3.SQLITE_CANTOPEN,
     }
 )
+_LOCKED_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 #: A server that takes no writes: a standby, in the middle of a fail-over.
 _READ_ONLY = "25006"
 #: No statement, lock or forgotten transaction holds anything for ever; what runs into one of these is tried again.
@@ -52,10 +74,14 @@ _SQLITE_BUSY_SECONDS = 5.0
 
 
 class Database:
-    """Connections to the database at `url`, opened when first needed."""
+    """Connections to the database at `url`, opened when first needed.
 
-    def __init__(self, url: str) -> None:
+    `on_failure` is told of each transaction that came to nothing, and why.
+    """
+
+    def __init__(self, url: str, on_failure: Callable[[Cause], None] | None = None) -> None:
         self.engine = _engine(url)
+        self._on_failure = on_failure
 
     @contextmanager
     def transaction(self, *, waits: bool = True) -> Iterator[Connection]:
@@ -63,10 +89,15 @@ class Database:
 
         With `waits=False` hardly any time is spent on waiting for rows that others have locked.
         """
-        with self.engine.begin() as connection:
-            if not waits and connection.dialect.name == "postgresql":
-                connection.exec_driver_sql(_HURRY)
-            yield connection
+        try:
+            with self.engine.begin() as connection:
+                if not waits and connection.dialect.name == "postgresql":
+                    connection.exec_driver_sql(_HURRY)
+                yield connection
+        except Exception as error:
+            if self._on_failure:
+                self._on_failure(cause_of(error))
+            raise
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
@@ -142,6 +173,18 @@ def is_away(error: BaseException) -> bool:
     if state is None:  # psycopg gives no SQLSTATE where no server answered
         return isinstance(error, OperationalError | InterfaceError)
     return state.startswith(_AWAY_CLASSES) or state == _READ_ONLY
+
+
+def cause_of(error: BaseException) -> Cause:
+    """Which of the causes it is."""
+    if not isinstance(error, DBAPIError):
+        return Cause.OTHER
+    if is_race(error):
+        return _PASSING_STATES.get(_state(error), Cause.TAKEN)
+    if is_away(error):
+        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+        return Cause.LOCKED if code in _LOCKED_CODES else Cause.AWAY
+    return Cause.OTHER
 
 
 def _state(error: DBAPIError) -> str | None:

@@ -198,10 +198,13 @@ class RedisServer(Server):
         """The URL of database number `db`."""
         return f"redis://127.0.0.1:{self.port}/{db}"
 
-    def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    def command(self) -> list[str | Path]:
+        """The command line of the server."""
         # No settings file is named, so none is read: what stands here is all.
-        options = [word for name, value in self._settings.items() for word in (f"--{name}", value)]
-        return start_child([redis_binary(), *options], death=self.death, stdout=log, stderr=log)
+        return [redis_binary(), *(word for name, value in self._settings.items() for word in (f"--{name}", value))]
+
+    def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return start_child(self.command(), death=self.death, stdout=log, stderr=log)
 
     def _answers(self, pid: int) -> bool:
         try:

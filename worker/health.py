@@ -110,7 +110,7 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery has no
         app = parent.app
         app.health.watch(parent.pool)
         if app.settings.metrics_port:
-            metrics.look_into_redis(app)
+            metrics.look_inside(app)
             serve(app.settings.metrics_port, app.settings.metrics_host, app.metrics.registry, app.health)
 
     def stop(self, parent: Any) -> None:

@@ -46,6 +46,8 @@ class Delivery:
     attempt: int = 1
     #: Whether the caller wants a result, or only the reply event.
     wants_result: bool = True
+    #: The one of our queues that it came over.
+    queue: str = contract.QUEUE
     #: Name of the worker node.
     worker: str = ""
     #: When it came out of the queue: Unix time, seconds.
@@ -70,6 +72,7 @@ class Delivery:
             correlation_id=request.get("correlation_id"),
             attempt=headers.get("deliveries") or 1 + bool(delivery_info.get("redelivered")),
             wants_result=not request.get("ignore_result"),
+            queue=contract.BULK_QUEUE if delivery_info.get("routing_key") == contract.BULK_QUEUE else contract.QUEUE,
             worker=request.get("hostname") or "",
             received_at=headers.get(RECEIVED_AT) or time.time(),
             tries=tries,

@@ -1,4 +1,4 @@
-"""Run by Alembic for each command: connects, and migrates in one transaction, on SQLite too."""
+"""Run by Alembic for each command: connects, and runs each migration in a transaction of its own, on SQLite too."""
 
 from alembic import context
 from sqlalchemy import create_engine, event, pool
@@ -11,7 +11,14 @@ if engine.dialect.name == "sqlite":
     event.listen(engine, "connect", lambda connection, _: setattr(connection, "isolation_level", None))
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
 with engine.connect() as connection:
-    context.configure(connection=connection, target_metadata=metadata, render_as_batch=True, transactional_ddl=True)
+    context.configure(
+        connection=connection,
+        target_metadata=metadata,
+        render_as_batch=True,
+        transactional_ddl=True,
+        # One that can't be part of a transaction would commit those before it anyhow.
+        transaction_per_migration=True,
+    )
     with context.begin_transaction():
         context.run_migrations()
 engine.dispose()

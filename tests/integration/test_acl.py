@@ -1,23 +1,28 @@
 """Users of Redis with least privilege (deploy/redis/users.acl): each can do its work, and not that of the others."""
 
 import json
+import urllib.request
 from collections.abc import Iterator
 
 import pytest
 from celery import Celery
 from click.testing import CliRunner
 from redis import Redis
-from redis.exceptions import NoPermissionError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from aries_images import ImageClient, contract
 from models.migrations import upgrade
 from tests.acl import PASSWORDS, USERS, redis_with_users, refusals, url_for
 from tests.builders import a_message
+from tests.gateways import running_gateway
 from tests.service import Service, service_at
 from tests.workers import Worker, running_worker, until
 from worker.__main__ import commands
-from worker.embedded import RedisServer
+from worker.embedded import RedisServer, free_port
 from worker.leases import Keys
+
+#: Where the worker serves its figures.
+METRICS = free_port()
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,7 @@ def town(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Itera
     with service_at(server.url(0), server.url(1), database_url) as service:
         service.image()
         logins = {"ARIES_BROKER_URL": url_for(server, "worker"), "ARIES_RESULT_URL": url_for(server, "worker", 1)}
-        environment = service.environment | logins | {"ARIES_LEASE_SECONDS": "2"}
+        environment = service.environment | logins | {"ARIES_LEASE_SECONDS": "2", "ARIES_METRICS_PORT": str(METRICS)}
         with running_worker(environment, asked_at=server.url(0)) as worker:
             yield service, worker
 
@@ -76,6 +81,10 @@ def test_a_worker_that_meets_with_everything(town: tuple[Service, Worker], servi
     service.broker.lpush("celery", a_message({"id": 1})[1])
     until(lambda: service.broker.xlen(Keys().dead) == 2 and not service.broker.llen("celery"))
     assert service.celery.control.inspect([town[1].node], timeout=2).stats()
+    with urllib.request.urlopen(f"http://127.0.0.1:{METRICS}/metrics", timeout=5) as response:
+        figures = response.read()
+    assert b"aries_dead_letters 2.0" in figures
+    assert b"aries_broker_writes 1.0" in figures
     until(service.is_idle)
 
 
@@ -113,6 +122,25 @@ def test_a_monitor_such_as_flower(server: RedisServer, service: Service) -> None
             next(consuming)
             service.push(a_message({"id": 1})[1])
             until(lambda: (next(consuming) is not None and "task-succeeded" in seen) or "task-received" in seen)
+
+
+def test_the_gateway(server: RedisServer, service: Service) -> None:
+    with running_gateway(url_for(server, "gateway"), url_for(server, "gateway", 1)) as gateway:
+        until(lambda: gateway.ask("GET", "/readyz").status == 200)
+        assert gateway.put({"id": 1, "description": "by HTTP"}).status == 200
+    until(service.is_idle)
+
+
+#: What KEDA runs to find out how long a list is.
+LENGTH = "if redis.call('type', KEYS[1]).ok == 'hash' then return 0 else return redis.call('llen', KEYS[1]) end"
+
+
+def test_a_scaler_such_as_keda(server: RedisServer, service: Service) -> None:
+    with Redis.from_url(url_for(server, "scaler")) as redis:
+        assert redis.ping()
+        for queue in contract.QUEUES:
+            assert redis.eval(LENGTH, 1, queue) == 0
+    assert service.is_idle()
 
 
 # --- and not that of the others ---
@@ -181,6 +209,27 @@ REFUSED = {
         ("ACL", "LIST"),
         ("SHUTDOWN",),
     ],
+    "gateway": [
+        ("BRPOP", "image.update", 1),
+        ("LRANGE", "image.update", 0, -1),
+        ("LPUSH", "image.update.dead", "x"),
+        ("LPUSH", "image.replies", "x"),
+        ("SET", "celery-task-meta-x", "forged"),
+        ("PUBLISH", "celery-task-meta-x", "forged"),
+        ("PSUBSCRIBE", "celery-task-meta-*"),
+        ("EVAL", "return 1", 0),
+        ("SCAN", 0),
+        ("FLUSHALL",),
+    ],
+    "scaler": [
+        ("LPUSH", "image.update", "x"),
+        ("LRANGE", "image.update", 0, -1),
+        ("DEL", "image.update"),
+        ("LLEN", "image.replies"),
+        ("GET", "celery-task-meta-x"),
+        ("SUBSCRIBE", "celery-task-meta-x"),
+        ("FLUSHALL",),
+    ],
 }
 
 
@@ -188,6 +237,11 @@ REFUSED = {
 def test_refused(server: RedisServer, user: str, command: tuple[object, ...]) -> None:
     with Redis.from_url(url_for(server, user)) as redis, pytest.raises(NoPermissionError):
         redis.execute_command(*command)
+
+
+def test_a_script_has_no_more_rights_than_who_runs_it(server: RedisServer) -> None:
+    with Redis.from_url(url_for(server, "scaler")) as redis, pytest.raises(ResponseError, match="no permissions"):
+        redis.eval("return redis.call('lpush', KEYS[1], 'x')", 1, "image.update")
 
 
 def test_nobody_comes_in_without_a_name() -> None:

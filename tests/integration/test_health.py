@@ -109,6 +109,8 @@ def test_a_worker_that_waits_for_redis_is_alive_from_the_start(tmp_path: Path, s
     with unwatched_worker(environment | settings(port, ARIES_HEALTH_SECONDS="4"), log):
         until(lambda: asked(port)[0] == 200, 20)
         until(lambda: "Cannot connect" in log.read_text(), 20)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as response:
+            assert b"aries_broker_up 0.0" in response.read()
         assert stays_alive(5)
         with server:
             until(lambda: "ready" in log.read_text(), 40)

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import re
+import urllib.request
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -30,8 +32,11 @@ from tests.servers import RabbitServer
 from tests.workers import Worker, running_worker, until
 from worker.amqp import DEAD_QUEUE
 from worker.database import Database
+from worker.embedded import free_port
 
 PATIENCE = 20.0
+#: Where the worker serves its figures.
+METRICS = free_port()
 OWN_QUEUE = contract.REPLY_QUEUE_PREFIX + contract.ANONYMOUS
 GOOD = '[[], {"id": 1}, {}]'
 
@@ -55,6 +60,7 @@ class Town:
             "ARIES_BROKER_URL": self.broker_url,
             "ARIES_RESULT_URL": self.result_url,
             "ARIES_DATABASE_URL": self.database_url,
+            "ARIES_METRICS_PORT": str(METRICS),
         }
 
     def close(self) -> None:
@@ -200,6 +206,15 @@ def test_a_stock_celery_caller_needs_one_setting(town: Town) -> None:
                 timeout=PATIENCE
             )
             assert reply["image"]["description"] == queue
+
+
+def test_figures_of_the_queue_are_left_to_rabbitmq(town: Town) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{METRICS}/metrics", timeout=5) as response:
+        figures = response.read().decode()
+    assert "aries_last_reply_age_seconds" in figures
+    assert "aries_alive 1.0" in figures
+    assert not re.search("aries_(broker|waiting|oldest|leases|dead)", figures)
+    del town
 
 
 def test_both_lanes_are_served(town: Town) -> None:

@@ -1,6 +1,5 @@
 """What `check` looks at: each check finds one thing, alone, and says what to do about it."""
 
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,12 +18,12 @@ from aries_images import contract
 from aries_images._result_store import pool_for
 from aries_images.contract import Refusal
 from models.migrations import level
+from worker import backlog
 from worker.auth import LEEWAY, Door
 from worker.database import Database
 from worker.dead_letters import DeadLetters, Filter
 from worker.intake import LEASING_SCHEMES
 from worker.keys import Keys
-from worker.leases import Keys as Names
 from worker.settings import Settings
 from worker.task import Delivery
 
@@ -36,8 +35,6 @@ _FULL = 0.7
 _APART, _WAITED = 1.0, 60.0
 #: Seconds in which workers answer.
 _ROLL_CALL = 1.5
-#: The lists of requests whose callers set a priority, after the one of all others.
-_LISTS = (contract.QUEUE, *(f"{contract.QUEUE}\x06\x16{step}" for step in (3, 6, 9)))
 _START = "start one: celery -A worker worker"
 
 
@@ -306,31 +303,17 @@ def queue(settings: Settings) -> Finding:
     """How much waits, and for how long the oldest has."""
     if not settings.broker_url.startswith(LEASING_SCHEMES):
         return fine("not looked at: the broker is not Redis")
-    with _redis(settings.broker_url, settings) as client, client.pipeline(transaction=False) as pipe:
-        for name in _LISTS:
-            pipe.llen(name)
-            pipe.lrange(name, -1, -1)
-        pipe.hlen(Names().leases)
-        found = pipe.execute()
-    waiting, oldest = sum(found[0:-1:2]), [entry for entries in found[1:-1:2] for entry in entries]
-    says = f"{waiting} wait, {found[-1]} are held by workers"
-    sent = [sent for sent in map(_sent_at, oldest) if sent is not None]
-    if not sent:
+    with _redis(settings.broker_url, settings) as client:
+        there = backlog.look(client)
+    lane = there.lanes[contract.QUEUE]
+    says = f"{lane.waiting} wait, {there.leases} are held by workers"
+    if lane.oldest_sent_at is None:
         return fine(says)
-    age = max(0.0, time.time() - min(sent))
+    age = max(0.0, time.time() - lane.oldest_sent_at)
     says += f"; the oldest waits since {age:.0f} s"
     return (
         fine(says) if age <= _WAITED else look(says, f"workers are too few, away or held up: {_START}, or read its log")
     )
-
-
-def _sent_at(entry: bytes) -> float | None:
-    """When the caller sent it, Unix time, where he says so."""
-    try:
-        sent = json.loads(entry)["headers"][contract.SENT_AT]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return float(sent) if isinstance(sent, int | float) and sent > 0 else None
 
 
 def dead_letters(settings: Settings) -> Finding:

@@ -23,5 +23,5 @@ def migrate() -> None:
         try:
             upgrade(url)
         except (RuntimeError, SQLAlchemyError) as error:
-            raise click.ClickException(f"nothing was migrated: {getattr(error, 'orig', error)}") from None
+            raise click.ClickException(f"not migrated: {getattr(error, 'orig', error)}") from None
     click.echo(f"The database is up to date ({newest}; it was {before or 'empty'}).")
