@@ -24,6 +24,9 @@ ENGLISH, CHINESE = CHECKOUT / "README.md", CHECKOUT / "README.zh-CN.md"
 #: Every page that a reader may take for the truth of today.
 PAGES = (ENGLISH, CHINESE, CHECKOUT / "CONTRIBUTING.md", *sorted(CHECKOUT.glob("docs/**/*.md")))
 
+#: Languages of what can be run, and of what is only looked at.
+PROGRAMS, DATA = {"sh", "python", "py", "js"}, {"json", "mermaid", "text"}
+
 _NOTE = re.compile(r"<!-- (?P<what>.*?)(?:: (?P<value>.*?))? -->", re.DOTALL)
 _PLACE = "in place of "
 KINDS = {"stays up", "exit code", "prints", "first", "make -n", "run by", "not run"}
@@ -51,6 +54,12 @@ class Block:
     def note(self, what: str) -> str | None:
         """The value of the one note of this kind, if there is one."""
         return next(iter(self.noted(what)), None)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether what it says is to be done, by nobody else."""
+        kept = self.note("run by") is not None or self.note("not run") is not None
+        return self.language in PROGRAMS and not kept
 
     @property
     def examples(self) -> dict[str, str]:

@@ -1,32 +1,42 @@
 """Every command of the handbook, page by page as a reader pastes them into a terminal, against real parts."""
 
 import os
+import re
+import shlex
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
 
 from aries_images.signing import SigningKey
 from models.migrations import upgrade
+from tests.conftest import NeedProgram
 from tests.pages import CHINESE, PAGES, Block, blocks
 from tests.servers import database_on
 from tests.terminals import Terminal
-from tests.workers import CHECKOUT
+from tests.workers import CHECKOUT, running_worker
 from worker.commands.import_images import insert_images, read_images
 from worker.commands.token import PRIVATE, PUBLIC, make_keys
 from worker.commands.up import SAMPLES
 from worker.database import Database
 from worker.embedded import RedisServer, redis_binary
 
-SHELL = "sh"
-#: Pages that begin with nothing: they start what they need. The others say what they take for granted, which is below.
+#: Pages that begin with nothing. The others take servers and a token for granted, and name them by their variables.
 FROM_NOTHING = {"README.md", "quickstart.md"}
+#: Pages for those who call a service that is there.
+WITH_A_WORKER = {"callers.md"}
+#: Programs that a page may not be without.
+PROGRAMS = {"git", "jq", "pg_dump", "pg_restore", "createdb", "prlimit", "psql", "redis-cli", "sqlite3"}
 #: What is made, installed or kept beside the checkout, and is no part of it.
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", "var", "build", "dist", "node_modules", "__pycache__", ".*_cache")
-WITH_COMMANDS = [page for page in PAGES if page != CHINESE and any(block.language == SHELL for block in blocks(page))]
+#: What a reader has who did as the pages say.
+ARIES_IMAGES = '#!/bin/sh\nexec python -m aries_images "$@"\n'
+FREE_PORT = '#!/bin/sh\nexec python -c "from worker.embedded import free_port; print(free_port())"\n'
+
+TO_RUN = {page: [block for block in blocks(page) if block.is_run] for page in PAGES if page != CHINESE}
 
 
 @pytest.fixture
@@ -51,6 +61,9 @@ def environment(checkout: Path, tmp_path: Path) -> dict[str, str]:
     programs = tmp_path / "programs"
     programs.mkdir()
     (programs / "redis-server").symlink_to(redis_binary())
+    for name, text in {"aries-images": ARIES_IMAGES, "free-port": FREE_PORT}.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
     inherited = {name: os.environ[name] for name in ("HOME", "USER", "CI") if name in os.environ}
     path = f"{checkout / '.venv' / 'bin'}:{programs}:{os.environ['PATH']}"
     return inherited | {"PATH": path, "LANG": "C.UTF-8", "TERM": "dumb"}
@@ -85,7 +98,7 @@ def _do(terminal: Terminal, block: Block) -> None:
     """Do with a block what its notes say; without any: run it, and see that it succeeds."""
     for commands in block.noted("first"):
         terminal.run(commands)
-    code = block.code
+    code = block.code if block.language == "sh" else f"python -c {shlex.quote(block.code)}"
     for example, command in block.examples.items():
         assert example in code, f"{example} is not in the block"
         code = code.replace(example, terminal.run(command).strip())
@@ -101,16 +114,31 @@ def _do(terminal: Terminal, block: Block) -> None:
         assert words in printed, f"it does not print {words!r}, but\n{printed}"
 
 
+@pytest.fixture(params=[page for page, found in TO_RUN.items() if found], ids=lambda page: page.stem)
+def page(request: pytest.FixtureRequest, need_program: NeedProgram) -> Path:
+    """A page that has something to run, where there is what it takes."""
+    page: Path = request.param
+    for program in PROGRAMS.intersection(re.findall(r"[a-z_-]+", page.read_text())):
+        need_program(program)
+    return page
+
+
+@pytest.fixture
+def terminal(page: Path, checkout: Path, environment: dict[str, str], servers: dict[str, str]) -> Iterator[Terminal]:
+    """The terminal of somebody who begins to read the page, in the checkout."""
+    given = {name.replace("ARIES", "SPARE"): value for name, value in servers.items()}
+    if page.name not in FROM_NOTHING:
+        given |= servers
+    with ExitStack() as stack:
+        if page.name in WITH_A_WORKER:
+            stack.enter_context(running_worker(servers))
+        yield stack.enter_context(Terminal(checkout, environment | given, notes=checkout.parent))
+
+
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.stem)
-def test_every_command_of_the_page_does_what_it_says(
-    page: Path, checkout: Path, environment: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    given: dict[str, Any] = {} if page.name in FROM_NOTHING else request.getfixturevalue("servers")
-    with Terminal(checkout, environment | given, notes=tmp_path) as terminal:
-        for block in blocks(page):
-            if block.language == SHELL and block.note("run by") is None and block.note("not run") is None:
-                try:
-                    _do(terminal, block)
-                except AssertionError as error:
-                    raise AssertionError(f"{block.place}: {error}") from error
+def test_every_command_of_the_page_does_what_it_says(page: Path, terminal: Terminal) -> None:
+    for block in TO_RUN[page]:
+        try:
+            _do(terminal, block)
+        except AssertionError as error:
+            raise AssertionError(f"{block.place}: {error}") from error
