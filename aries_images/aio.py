@@ -28,6 +28,7 @@ from aries_images._window import Window, reply_batches, requests_of
 from aries_images.bulk import WINDOW, BulkLine, ReplyFile
 from aries_images.contract import Image
 from aries_images.errors import AriesImagesError, OutcomeUnknown
+from aries_images.tracing import current_traceparent, sending
 
 #: Instead of the StopIteration that no future can hold.
 _END = object()
@@ -155,13 +156,15 @@ class AsyncImageClient:
             authorization: the value of his header `Authorization`, or None if he sent none.
             request_id: idempotency key. Default: a new one.
             if_revision: change the image only if it is still at this revision.
-            traceparent: W3C trace context to pass on.
+            traceparent: his W3C trace context. Where this program makes spans, which continue it, one of those is sent.
             timeout: seconds until this gives up.
 
         Raises:
             AriesImagesError, ValueError: as `submit`.
         """
-        headers = headers_of(if_revision, traceparent) | {contract.AUTHORIZATION: authorization}
+        headers = headers_of(if_revision, None if current_traceparent() else traceparent) | {
+            contract.AUTHORIZATION: authorization
+        }
         return await self._start(request_id, body, headers, timeout, credentials=Credentials(None, None))
 
     async def update_many(
@@ -225,7 +228,8 @@ class AsyncImageClient:
             why = self._mailbox.trouble or "no answer"
             raise OutcomeUnknown(f"the result store can't be reached: {why}", request_id=request.about)
         try:
-            await self._outbox.send([request], deadline)
+            with sending(request, self._caller.broker_url):
+                await self._outbox.send([request], deadline)
         except BaseException as error:
             self._mailbox.leave(waiting)
             if isinstance(error, NotSentError):

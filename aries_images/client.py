@@ -20,6 +20,7 @@ from aries_images._window import blocking_batches
 from aries_images.bulk import WINDOW, BulkLine, ReplyFile
 from aries_images.contract import Image
 from aries_images.errors import OutcomeUnknown
+from aries_images.tracing import sending
 
 
 class _Lines:
@@ -94,7 +95,7 @@ class ImageClient:
             description: free text; an empty one clears it.
             request_id: idempotency key; the same one on every resend. Default: a new one.
             if_revision: change the image only if it is still at this revision.
-            traceparent: W3C trace context to pass on.
+            traceparent: W3C trace context to pass on. Default: a span of this call, where OpenTelemetry is in use.
             timeout: seconds until this gives up, also the time after which the request is not applied any more.
 
         Returns:
@@ -182,7 +183,8 @@ class ImageClient:
             request = self._caller.compose(
                 slot.request_id, kwargs, own_id=slot.own_id, headers=headers, timeout=timeout, settles=settles
             )
-            _send(lines, slot, request)
+            with sending(request, self._caller.broker_url):
+                _send(lines, slot, request)
         except BaseException:
             lines.mailbox.leave(slot)
             raise

@@ -5,6 +5,7 @@ import os
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi_offline import FastAPIOffline
@@ -13,12 +14,14 @@ from starlette.requests import ClientDisconnect
 
 from aries_images import AriesImagesError, OutcomeUnknown
 from aries_images.aio import AsyncImageClient
-from gateway import response
+from gateway import access, response
 from gateway.openapi import PATH, document
 from gateway.request import asked, body_of, request_id_of
 
 #: Seconds for the request to reach the queue; after that nobody is kept waiting for a server that is away.
 _REACH = 3.0
+#: No HTTP status, but what logs have for a caller who did not wait.
+_HUNG_UP = 499
 
 
 @asynccontextmanager
@@ -30,7 +33,25 @@ async def _client(app: FastAPI) -> AsyncIterator[None]:
         yield
 
 
-app = FastAPIOffline(title="aries-images", lifespan=_client, redirect_slashes=False)
+def _is_probe(scope: Any) -> bool:
+    return scope.get("path") in access.PROBES
+
+
+access.configure()
+app = FastAPIOffline(
+    title="aries-images",
+    lifespan=_client,
+    redirect_slashes=False,
+    # Traces, where OTEL_EXPORTER_OTLP_ENDPOINT says where to send them: one span for each request.
+    telemetry={
+        "auto_configure": True,
+        "metrics": False,
+        "logs": False,
+        "operation_spans": False,
+        "exclude": _is_probe,
+    },
+)
+app.add_middleware(access.AccessLog)
 app.openapi = document  # type: ignore[method-assign]  # FastAPI's own would be of what its handlers declare
 
 
@@ -38,10 +59,10 @@ async def update_image(request: Request) -> Response:
     """Send the request through the queue and wait for its reply."""
     request_id = str(uuid.uuid4())
     try:
-        request_id = request_id_of(request) or request_id
+        request_id = request.state.request_id = request_id_of(request) or request_id
         return await _answer(request, request_id)
     except ClientDisconnect:
-        return Response()  # nobody reads it
+        return Response(status_code=_HUNG_UP)  # nobody reads it, but the log
     except AriesImagesError as error:
         return response.of_refusal(error, request_id, had_proof="authorization" in request.headers)
 
@@ -105,6 +126,6 @@ async def _no_route(request: Request, error: Exception) -> Response:
 
 
 @app.exception_handler(Exception)
-async def _fault(_request: Request, _error: Exception) -> Response:
+async def _fault(request: Request, _error: Exception) -> Response:
     """Whatever goes wrong here is logged, and told in the form of all other errors."""
-    return response.of_error(response.INTERNAL, str(uuid.uuid4()))
+    return response.of_error(response.INTERNAL, getattr(request.state, "request_id", str(uuid.uuid4())))

@@ -87,10 +87,12 @@ def _one_by_one(requests: Sequence[Request], database: Database) -> list[Reply |
 def _undecided(request: Request, failure: Exception) -> Reply | None:
     """What becomes of a request that could not be decided: it is tried again, if that can help and there is time."""
     passing = is_race(failure) or is_away(failure)
+    known = {name: getattr(request, name) for name in ("caller", "image_id", "tries")} | {"request_id": request.id}
     if passing and time.time() + pause_after(request.tries) < request.try_until:
-        logger.warning("%s is tried again: %s", request.id, type(getattr(failure, "orig", failure)).__name__)
+        why = type(getattr(failure, "orig", failure)).__name__
+        logger.warning("%s is tried again: %s", request.id, why, extra=known)
         return None
-    logger.error("cannot apply %s", request.id, exc_info=failure)
+    logger.error("cannot apply %s", request.id, exc_info=failure, extra=known)
     return Reply.refused(request.id, request.digest, Refusal(contract.INTERNAL_ERROR), request.image_id)
 
 

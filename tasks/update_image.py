@@ -51,7 +51,6 @@ def read_request(delivery: Delivery, app: Any) -> Request | Reply:
     caller = app.door.admit(delivery)
     if isinstance(caller, Refusal):
         return Reply.refused(delivery.request_id, digest, asks if _is_malformed(asks) else caller, stored=False)
-    traceparent = delivery.headers.get(contract.TRACEPARENT)
     return Request(
         id=delivery.request_id,
         digest=digest,
@@ -61,7 +60,7 @@ def read_request(delivery: Delivery, app: Any) -> Request | Reply:
         deadline=delivery.deadline,
         revoked=delivery.revoked,
         if_revision=delivery.headers.get(contract.IF_REVISION),
-        traceparent=traceparent if contract.is_traceparent(traceparent) else None,
+        traceparent=delivery.traceparent,
         tries=delivery.tries,
         try_until=delivery.try_until(app.settings.retry_seconds),
     )

@@ -70,7 +70,7 @@ class Gateway:
 
 
 @contextmanager
-def running_gateway(broker_url: str, result_url: str) -> Iterator[Gateway]:
+def running_gateway(broker_url: str, result_url: str, variables: Mapping[str, str] | None = None) -> Iterator[Gateway]:
     """A gateway, until the end of the block; what it logged is printed then."""
     port = free_port()
     words = [sys.executable, "-m", "uvicorn", "gateway.app:app", f"--port={port}", "--no-access-log"]
@@ -78,6 +78,7 @@ def running_gateway(broker_url: str, result_url: str) -> Iterator[Gateway]:
         "ARIES_BROKER_URL": broker_url,
         "ARIES_RESULT_URL": result_url,
         "ARIES_TOKEN": "not-his",
+        **(variables or {}),
     }
     with tempfile.NamedTemporaryFile(prefix="aries-gateway-", suffix=".log") as log:
         child = start_child(words, cwd=CHECKOUT, env=environment, stdout=log, stderr=subprocess.STDOUT)

@@ -79,9 +79,10 @@ def count_deliveries(message: Received) -> None:
     message.headers["deliveries"] = 1 + (earlier if isinstance(earlier, int) else bool(info.get("redelivered")))
 
 
-def bury(app: Any, message: Received, reason: str) -> None:
+def bury(app: Any, message: Received, reason: str, request_id: str | None) -> None:
     """Put a message with the dead letters, as it came; headers say why, and which queue it is from."""
-    logger.error("a message is put with the dead letters: %s", reason.replace("_", " "))
+    known = {"request_id": request_id, "reason": reason}
+    logger.error("a message is put with the dead letters: %s", reason.replace("_", " "), extra=known)
     limit = app.settings.dead_letters_max
     arguments = contract.AMQP_ARGUMENTS | {"x-max-length": limit}
     queue = Queue(DEAD_QUEUE, queue_arguments=arguments)

@@ -1,6 +1,7 @@
 """Answers on their way out: results as Celery writes them and reply events, together in one round trip."""
 
 import logging
+import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -84,7 +85,8 @@ class _Answering(RedisBackend):  # type: ignore[misc]  # Celery has no types
             self.send_answers([answer])
         except (RedisError, OSError) as error:
             # The change is committed and the ledger has the reply: delivered again, the request is answered from it.
-            logger.warning("cannot send the answer to %s, giving it back: %s", answer.reply.request_id, error)
+            known = {"request_id": answer.reply.request_id, "caller": answer.caller}
+            logger.warning("cannot send an answer, its request is given back: %s", error, extra=known)
             raise Reject(error, requeue=True) from error
 
     def send_answers(self, answers: Sequence[Answer]) -> None:
@@ -93,8 +95,9 @@ class _Answering(RedisBackend):  # type: ignore[misc]  # Celery has no types
         Raises:
             redis.exceptions.ConnectionError: Redis stayed away for longer than the retry policy allows.
         """
+        sent_from = time.time()
         self.ensure(self._send, (answers,))
-        self.app.metrics.sent(answers)
+        self.app.tell(answers, sent_from)
 
     def _send(self, answers: Sequence[Answer]) -> None:
         database = self._reply_queue_database
@@ -228,14 +231,13 @@ def correlation_id(answer: Answer) -> str:
 def event_headers(answer: Answer) -> dict[str, Any]:
     """What the event says of the journey; times in whole milliseconds."""
     delivery = answer.delivery
-    traceparent = delivery.headers.get(contract.TRACEPARENT)
     return {
         "replayed": answer.reply.replayed,
         "attempt": delivery.attempt,
         "queue_ms": answer.queue_ms,
         "commit_ms": answer.commit_ms,
         "worker": delivery.worker,
-        "traceparent": traceparent if contract.is_traceparent(traceparent) else None,
+        "traceparent": delivery.traceparent,
     }
 
 

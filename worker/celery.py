@@ -3,11 +3,12 @@
 import itertools
 import logging
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_init, worker_process_init
+from celery.signals import worker_init, worker_process_init, worker_process_shutdown
 from celery.worker.control import Panel
 from kombu.transport import TRANSPORT_ALIASES
 
@@ -19,9 +20,11 @@ from worker.database import Database
 from worker.events import register_serializer
 from worker.health import Health, Heartbeat, reach_broker
 from worker.intake import TRANSPORTS
-from worker.logs import configure
+from worker.logs import configure, log_answers
 from worker.metrics import Metrics
 from worker.settings import Settings
+from worker.task import Answer
+from worker.tracing import Tracing, tracing_for
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +37,13 @@ class ImagesApp(Celery):  # type: ignore[misc]  # Celery has no types
     door: Door
     metrics: Metrics
     health: Health
+    tracing: Tracing
+
+    def tell(self, answers: Sequence[Answer], sent_from: float) -> None:
+        """Count, log and trace answers that were sent, from `sent_from` (Unix time in seconds) on: no caller waits."""
+        self.metrics.sent(answers)
+        sent_at = time.time()
+        log_answers(answers, sent_at, self.tracing.answered(answers, sent_from, sent_at))
 
 
 def names_prefork(arguments: Sequence[str]) -> bool:
@@ -90,16 +100,16 @@ def build_app(settings: Settings) -> ImagesApp:
     app = ImagesApp("aries-images", set_as_current=True)
     app.config_from_object(celeryconfig)
     app.loader.override_backends = BACKENDS
-    TRANSPORT_ALIASES.update(
-        amqp.TRANSPORTS | TRANSPORTS
-    )  # by its name, not as a class path: Flower reads the URL's scheme
+    # By their names, not as class paths: Flower reads the URL's scheme.
+    TRANSPORT_ALIASES.update(TRANSPORTS | amqp.TRANSPORTS)
     register_serializer()
     configure(settings.log)
     if names_prefork(sys.argv):
         app.conf.worker_pool = "prefork"
     app.settings = settings
+    app.tracing = tracing_for(settings)
     app.metrics = Metrics()
-    app.database = Database(settings.database_url, app.metrics.failed)
+    app.database = Database(settings.database_url, app.metrics.failed, app.tracing.transaction)
     app.door = Door(settings)
     app.health = Health(settings.health_seconds, lambda: reach_broker(app))
     app.steps["worker"].add(Heartbeat)
@@ -107,7 +117,11 @@ def build_app(settings: Settings) -> ImagesApp:
     def after_fork(**_: Any) -> None:
         app.database.forget_connections()
 
+    def before_exit(**_: Any) -> None:
+        app.tracing.stop()
+
     worker_process_init.connect(after_fork, weak=False)
+    worker_process_shutdown.connect(before_exit, weak=False)
     worker_init.connect(check_door, weak=False)
     worker_init.connect(limit_remote_control, weak=False)
     return app

@@ -127,25 +127,27 @@ class Consumer(celery_consumer.Consumer):  # type: ignore[misc]  # Celery has no
 
         In this order: killed in between, the message is delivered again and this is done again.
         """
-        if refusal is not None and is_attributable(message.headers.get("id")):
-            self.app.backend.send_answers([self._answer(message, refusal)])
+        request_id = message.headers.get("id") if isinstance(message.headers, Mapping) else None
+        request_id = str(request_id) if is_attributable(request_id) else None
+        if refusal is not None and request_id is not None:
+            self.app.backend.send_answers([self._answer(message, refusal, request_id)])
         if self._has_leases:
-            message.channel.bury(message.delivery_tag, reason)
+            message.channel.bury(message.delivery_tag, reason, request_id)
             message.ack()
         elif self._speaks_amqp:
-            amqp.bury(self.app, message, reason)
+            amqp.bury(self.app, message, reason, request_id)
             message.ack_log_error(logger, self.connection_errors)
         else:
             message.reject_log_error(logger, self.connection_errors)  # into the broker's own dead letters, if any
 
-    def _answer(self, message: Message, refusal: Refusal) -> Answer:
-        request_id, now = str(message.headers["id"]), time.time()
+    def _answer(self, message: Message, refusal: Refusal, request_id: str) -> Answer:
+        now = time.time()
         properties = message.properties if isinstance(message.properties, Mapping) else {}
         delivery = Delivery(
             request_id=request_id,
             args=(),
             kwargs={},
-            headers=message.headers,
+            headers={**message.headers, "delivery_info": message.delivery_info},
             reply_to=properties.get("reply_to"),
             correlation_id=properties.get("correlation_id"),
             attempt=message.headers.get("deliveries", 1),

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
 from typing import Any
 
@@ -76,12 +76,18 @@ _SQLITE_BUSY_SECONDS = 5.0
 class Database:
     """Connections to the database at `url`, opened when first needed.
 
-    `on_failure` is told of each transaction that came to nothing, and why.
+    `on_failure` is told of each transaction that came to nothing, and why; `watch` is put around each.
     """
 
-    def __init__(self, url: str, on_failure: Callable[[Cause], None] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        on_failure: Callable[[Cause], None] | None = None,
+        watch: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self.engine = _engine(url)
         self._on_failure = on_failure
+        self._watch = watch
 
     @contextmanager
     def transaction(self, *, waits: bool = True) -> Iterator[Connection]:
@@ -90,7 +96,7 @@ class Database:
         With `waits=False` hardly any time is spent on waiting for rows that others have locked.
         """
         try:
-            with self.engine.begin() as connection:
+            with self._watch(), self.engine.begin() as connection:
                 if not waits and connection.dialect.name == "postgresql":
                     connection.exec_driver_sql(_HURRY)
                 yield connection

@@ -294,9 +294,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu has no types
     def _restore(self, message: virtual.Message, leftmost: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002
         self.give_back([message.delivery_tag])
 
-    def bury(self, tag: str, reason: str) -> None:
+    def bury(self, tag: str, reason: str, request_id: str | None = None) -> None:
         """Put a message with the dead letters, to the byte, and end its lease: both or neither."""
-        logger.error("a message is put with the dead letters: %s", reason.replace("_", " "))
+        known = {"request_id": request_id, "reason": reason}
+        logger.error("a message is put with the dead letters: %s", reason.replace("_", " "), extra=known)
         with self.conn_or_acquire() as client:
             there = self._leases.bury(client, self._keys, tag, reason, self.dead_letters_max)
         if there >= self.dead_letters_warn:

@@ -5,7 +5,7 @@ import random
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Self
 
@@ -25,6 +25,8 @@ RECEIVED_AT = "received_at"
 
 #: Seconds: the first pause before another try, and the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 1.0
+#: Of what is wrong with a request so many fields are logged; and of names that a sender made up, so many characters.
+_REASONS, _NAME = 10, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,19 @@ class Delivery:
             received_at=headers.get(RECEIVED_AT) or time.time(),
             tries=tries,
         )
+
+    @property
+    def lane(self) -> str:
+        """Name of the queue that it came over."""
+        delivery_info = self.headers.get("delivery_info")
+        queue = delivery_info.get("routing_key") if isinstance(delivery_info, Mapping) else None
+        return queue if isinstance(queue, str) else contract.QUEUE
+
+    @property
+    def traceparent(self) -> str | None:
+        """The trace that the caller wants it to be part of, if he says so as W3C has it."""
+        traceparent = self.headers.get(contract.TRACEPARENT)
+        return traceparent if contract.is_traceparent(traceparent) else None
 
     @property
     def queued_since(self) -> float:
@@ -137,6 +152,27 @@ class Addressed(NamedTuple):
     caller: str | None = None
 
 
+class Transaction(NamedTuple):
+    """When a transaction was under way, and what it failed with, if it did."""
+
+    #: Unix times in seconds.
+    begun_at: float
+    ended_at: float
+    failure: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Requests that were run together."""
+
+    #: How many.
+    size: int
+    #: Of its own, whatever other workers there are.
+    id: str = field(default_factory=lambda: f"{random.getrandbits(48):012x}")
+    #: Kept where spans are made of them.
+    transactions: list[Transaction] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A reply on its way out: what is stored, where the event goes and what it says of the journey."""
@@ -149,20 +185,34 @@ class Answer:
     committed_at: float
     #: Who asked, where that is proved.
     caller: str | None = None
+    #: None where it was answered without being run.
+    batch: Batch | None = None
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What the log says of it: no payload."""
+        """What the log says of it: names of fields, and no values."""
+        document = orjson.loads(self.reply.text)
+        details = document["error"]["details"] if "error" in document else []
         return {
+            "task": str(self.delivery.headers.get("task"))[:_NAME],
             "request_id": self.reply.request_id,
             "caller": self.caller,
             "code": self.reply.code or "OK",
+            "reasons": [_reason(**detail) for detail in details[:_REASONS]],
             "image_id": self.reply.image_id,
+            "revision": document.get("revision"),
             "replayed": self.reply.replayed,
             "attempt": self.delivery.attempt,
+            "batch": self.batch and self.batch.id,
+            "batch_size": self.batch and self.batch.size,
             "queue_ms": self.queue_ms,
             "commit_ms": self.commit_ms,
+            "worker": self.delivery.worker,
         }
+
+    def milliseconds_until(self, moment: float) -> int:
+        """From sending the request to `moment`, a Unix time in seconds."""
+        return round((moment - self.delivery.queued_since) * 1000)
 
     @property
     def outcome(self) -> str:
@@ -179,7 +229,7 @@ class Answer:
     @property
     def queue_ms(self) -> int:
         """Milliseconds from sending to the beginning of its batch."""
-        return round((self.begun_at - self.delivery.queued_since) * 1000)
+        return self.milliseconds_until(self.begun_at)
 
     @property
     def commit_ms(self) -> int:
@@ -190,6 +240,10 @@ class Answer:
     def failed(self) -> bool:
         """Whether it is a fault, which Celery is to show as FAILURE."""
         return self.reply.code == contract.INTERNAL_ERROR.name
+
+
+def _reason(field: str | None, reason: str, **_: Any) -> str:
+    return f"{field[:_NAME]}:{reason}" if field else reason
 
 
 class BatchTask(Task):  # type: ignore[misc]  # Celery has no types
@@ -225,28 +279,28 @@ class BatchTask(Task):  # type: ignore[misc]  # Celery has no types
             delivery = replace(delivery, tries=delivery.tries + 1)
         if not request.is_eager and not request.called_directly:
             request.answer = answer  # for the result backend, which stores and publishes it
+        else:
+            self.app.tell([answer], sent_from=time.time())
         if answer.failed:
             raise InternalError(contract.INTERNAL_ERROR.message, request_id=answer.reply.request_id)
         return answer.reply.document
 
     def answers(self, deliveries: Sequence[Delivery]) -> list[Answer | None]:
         """An answer to each of `deliveries`, whatever happens, but for those that are to be tried again."""
-        begun_at = time.time()
+        begun_at, batch = time.time(), Batch(len(deliveries))
         addressed: Sequence[Addressed | None]
         try:
-            addressed = self.run(deliveries)
+            with self.app.tracing.watch(batch):
+                addressed = self.run(deliveries)
         except Exception:
             logger.exception("a batch of %s failed", self.name)
             addressed = [self.fault(delivery) for delivery in deliveries]
         committed_at = time.time()
         answers = [
-            there and Answer(there.reply, there.queue, delivery, begun_at, committed_at, there.caller)
+            there and Answer(there.reply, there.queue, delivery, begun_at, committed_at, there.caller, batch)
             for there, delivery in zip(addressed, deliveries, strict=True)
         ]
         self.app.metrics.ran(answers)
-        if logger.isEnabledFor(logging.INFO):
-            for answer in filter(None, answers):
-                logger.info("%s answered", self.name, extra=answer.summary)
         return answers
 
     def fault(self, delivery: Delivery) -> Addressed:
