@@ -67,20 +67,26 @@ class Terminal:
 
     def run(self, commands: str, exit_code: int = 0) -> str:
         """What the commands print; they must end with `exit_code`, at the first one that fails."""
-        done = subprocess.run(
-            self._shell(commands),
-            cwd=self._folder,
-            env=self._environment,
-            check=False,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=_PATIENCE,
+        log = self._notes / "output"
+        with log.open("wb") as output:
+            process = start_child(
+                self._shell(commands),
+                cwd=self._folder,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        printed = log.read_text(errors="replace")
+        assert process.returncode == exit_code, (
+            f"exit code {process.returncode}, not {exit_code}:\n{commands}\n{printed}"
         )
-        assert done.returncode == exit_code, f"exit code {done.returncode}, not {exit_code}:\n{commands}\n{done.stdout}"
-        return done.stdout
+        return printed
 
     def keep_up(self, command: str, words: str) -> str:
         """Start a command that stays up, wait until it has printed `words`, and return all that it has printed."""
