@@ -31,7 +31,7 @@ WITH_A_WORKER = {"callers.md"}
 #: Programs that a page may not be without.
 PROGRAMS = {"git", "jq", "pg_dump", "pg_restore", "createdb", "prlimit", "psql", "redis-cli", "sqlite3"}
 #: What is made, installed or kept beside the checkout, and is no part of it.
-NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", "var", "build", "dist", "node_modules", "__pycache__", ".*_cache")
+NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", "var", "build", "dist", "node_modules", ".*_cache")
 #: What a reader has who did as the pages say.
 ARIES_IMAGES = '#!/bin/sh\nexec python -m aries_images "$@"\n'
 FREE_PORT = '#!/bin/sh\nexec python -c "from worker.embedded import free_port; print(free_port())"\n'
