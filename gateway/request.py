@@ -1,5 +1,6 @@
 """What an HTTP request asks for: its body and headers, read into what goes through the queue."""
 
+import asyncio
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,12 @@ from aries_images.contract import MalformedMessageError
 
 #: Seconds that a caller waits who does not say how long, and at least and at most.
 WAIT, SHORTEST_WAIT, LONGEST_WAIT = 30, 1, 60
+
+#: Characters of a header that is passed on. A token that a worker accepts is shorter; what is much longer would make of
+#: the request a message that no worker reads, and that is kept with the dead letters.
+_HEADER_MAX = 16 * 1024
+#: Seconds that a body may take to come.
+_BODY_SECONDS = 10.0
 
 _WAIT = re.compile(r'\s*wait\s*=\s*"?([0-9]{1,9})"?\s*(;.*)?', re.IGNORECASE | re.ASCII)
 _ENTITY_TAG = re.compile(r'(W/)?"([\x21\x23-\x7e]*)"', re.ASCII)
@@ -73,13 +80,13 @@ async def body_of(request: Request) -> Mapping[str, Any]:
     length = request.headers.get("content-length", "0")
     if not length.isdecimal() or int(length[:20]) > contract.MAX_BODY_BYTES:
         raise _too_large()
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > contract.MAX_BODY_BYTES:
-            raise _too_large()
     try:
-        document = contract.read_json(bytes(body))
+        async with asyncio.timeout(_BODY_SECONDS):
+            body = await _read(request)
+    except TimeoutError:
+        raise _malformed(f"the body did not come within {_BODY_SECONDS:.0f} seconds") from None
+    try:
+        document = contract.read_json(body)
     except MalformedMessageError as error:
         raise _malformed(str(error)) from None
     if not isinstance(document, dict):
@@ -87,11 +94,22 @@ async def body_of(request: Request) -> Mapping[str, Any]:
     return document
 
 
+async def _read(request: Request) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > contract.MAX_BODY_BYTES:
+            raise _too_large()
+    return bytes(body)
+
+
 def _only(request: Request, name: str) -> str | None:
     """The value of a header that may be there once."""
     values = request.headers.getlist(name)
     if len(values) > 1:
         raise _malformed(f"the header {name} is there more than once")
+    if values and len(values[0]) > _HEADER_MAX:
+        raise _malformed(f"the header {name} has more than {_HEADER_MAX} characters")
     return values[0] if values else None
 
 

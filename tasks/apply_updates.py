@@ -10,7 +10,7 @@ from typing import Any
 from aries_images import contract
 from aries_images.contract import Detail, Refusal, Reply, UpdateRequest
 from tasks import rows
-from worker.database import Database, is_away, is_race
+from worker.database import Database, HeldError, is_away, is_held, is_race
 from worker.task import pause_after
 
 logger = logging.getLogger(__name__)
@@ -49,22 +49,26 @@ def apply_updates(requests: Sequence[Request], database: Database) -> list[Reply
     """Apply `requests` in order, in one transaction; the replies are in the same order and committed.
 
     None in place of a reply means: not now, try again. Another transaction got in the way, or the database is away.
-    A request whose time is up is answered `InternalError` instead. If the shared transaction fails in another way
-    the requests are applied one by one, so that one never costs another its answer; the one at fault is answered
-    `InternalError`, and why is in the log alone.
+    A request whose time is up is answered `InternalError` instead. Others may hold a row for a moment; if it is
+    longer, the transaction does without what they hold. If it fails in another way the requests are applied one by
+    one, so that one never costs another its answer; the one at fault is answered `InternalError`, and why is in the
+    log alone.
     """
     first = not any(request.tries for request in requests)
-    try:
-        return [*_attempt(requests, database, waits=first)]
-    except Exception as error:  # noqa: BLE001  # whatever it is, each of them gets an answer
-        failure = error
+    for waits in (True, False) if first else (False,):
+        try:
+            return _attempt(requests, database, waits=waits)
+        except Exception as error:  # noqa: BLE001  # whatever it is, each of them gets an answer
+            failure = error
+        if not is_held(failure):
+            break
     if len(requests) > 1 and not is_away(failure):
         return _one_by_one(requests, database)
     return [_undecided(request, failure) for request in requests]
 
 
 def _one_by_one(requests: Sequence[Request], database: Database) -> list[Reply | None]:
-    """One transaction each; no waiting a second time for a database that is away, or for a row that is locked."""
+    """One transaction each; no second try meanwhile at a database that is away, or at an image that others hold."""
     replies: list[Reply | None] = []
     away: Exception | None = None
     held: dict[int | None, Exception] = {}
@@ -73,9 +77,12 @@ def _one_by_one(requests: Sequence[Request], database: Database) -> list[Reply |
         if failure is None:
             try:
                 replies += _attempt([request], database, waits=False)
-                continue
             except Exception as error:  # noqa: BLE001  # as above
                 failure = error
+            else:
+                if replies[-1] is None:
+                    held[request.image_id] = HeldError()
+                continue
             if is_away(failure):
                 away = failure
             elif is_race(failure) and request.image_id is not None:
@@ -96,14 +103,15 @@ def _undecided(request: Request, failure: Exception) -> Reply | None:
     return Reply.refused(request.id, request.digest, Refusal(contract.INTERNAL_ERROR), request.image_id)
 
 
-def _attempt(requests: Sequence[Request], database: Database, *, waits: bool) -> list[Reply]:
+def _attempt(requests: Sequence[Request], database: Database, *, waits: bool) -> list[Reply | None]:
     updates = [request.asks for request in requests if isinstance(request.asks, UpdateRequest)]
+    image_ids, request_ids = {update.id for update in updates}, {request.id for request in requests}
+    names = {update.name for update in updates if "name" in update.model_fields_set}
     with database.transaction(waits=waits) as connection:
-        names = {update.name for update in updates if "name" in update.model_fields_set}
-        batch = _Batch(rows.read(connection, {update.id for update in updates}, {each.id for each in requests}, names))
+        batch = _Batch(rows.read(connection, image_ids, request_ids, names, waits=waits))
         replies = [batch.answer(request) for request in requests]
         rows.write(connection, batch.writes)
-    return replies
+    return [reply or _undecided(request, HeldError()) for request, reply in zip(requests, replies, strict=True)]
 
 
 class _Batch:
@@ -111,6 +119,7 @@ class _Batch:
 
     def __init__(self, read: rows.Rows) -> None:
         self._images = images = dict(read.images)
+        self._held = read.held
         self._ledger = dict(read.ledger)
         self._forgotten = read.applied
         # A locked row is known better than what a look-up by name says of it.
@@ -120,13 +129,18 @@ class _Batch:
         self._now = datetime.now(UTC)
         self.writes = rows.Writes()
 
-    def answer(self, request: Request) -> Reply:
-        """The reply to `request`, from the ledger if it is there, else decided now and entered there."""
+    def answer(self, request: Request) -> Reply | None:
+        """The reply to `request`, from the ledger if it is there, else decided now and entered there.
+
+        None where that takes an image that others hold.
+        """
         line = self._ledger.get(request.id)
         if line is not None:
             return _replay(request, line)
         if request.id in self._forgotten:
             return _forgotten(request, self._forgotten[request.id])
+        if request.image_id in self._held and not self._is_late(request):
+            return None
         reply = self._decide(request)
         if not reply.stored:
             return reply
@@ -157,7 +171,7 @@ class _Batch:
 
     def _objection(self, request: Request, asks: UpdateRequest) -> Refusal | None:
         """The first that applies, in the published order of precedence (contract 4)."""
-        if request.revoked or (request.deadline is not None and self._now > request.deadline):
+        if self._is_late(request):
             return Refusal(contract.DEADLINE_EXCEEDED)
         image = self._images.get(asks.id)
         if image is None or (request.images is not None and asks.id not in request.images):
@@ -168,6 +182,9 @@ class _Batch:
             said = f"name '{asks.name}' is used by another image"
             return Refusal(contract.IMAGE_NAME_EXISTS, (Detail("name", "taken", said),))
         return None
+
+    def _is_late(self, request: Request) -> bool:
+        return request.revoked or (request.deadline is not None and self._now > request.deadline)
 
     def _change(self, request: Request, image: rows.Row, changes: dict[str, Any]) -> rows.Row:
         after = image | changes

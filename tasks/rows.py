@@ -11,6 +11,7 @@ from sqlalchemy import (
     BindParameter,
     Connection,
     Select,
+    TextualSelect,
     bindparam,
     delete,
     insert,
@@ -49,17 +50,27 @@ class Rows:
     applied: dict[str, Row]
     #: Who holds the names that it asks for.
     holders: dict[str, int]
+    #: Its images that are there and could not be locked, because somebody else holds them and they were not waited for.
+    held: frozenset[int] = frozenset()
 
 
-def read(connection: Connection, image_ids: set[int], request_ids: set[str], names: set[str]) -> Rows:
+def read(
+    connection: Connection, image_ids: set[int], request_ids: set[str], names: set[str], *, waits: bool = True
+) -> Rows:
     """Read everything, the images locked until the end of the transaction.
 
     They are locked in the order of their ids: one order for everyone, so that two batches never wait for each other.
     What the ledger and the names say may be as old as the beginning of the wait for those locks; if it matters, the
-    unique constraints find out when the batch is written.
+    unique constraints find out when the batch is written. With `waits=False` images that others hold are left out.
+    (SQLite has one lock for everything, and it is had by now.)
     """
     if connection.dialect.name == "postgresql":
-        return _read_postgresql(connection, image_ids, request_ids, names)
+        asked: dict[str, list[Any]] = {
+            "image_ids": list(image_ids),
+            "request_ids": list(request_ids),
+            "names": list(names),
+        }
+        return _read_postgresql(connection, _READ_WAITING if waits else _READ_AT_ONCE, asked)
     return Rows(
         images={row["id"]: row for row in _read_sqlite(connection, _IMAGES, image_ids)},
         ledger={row["request_id"]: row for row in _read_sqlite(connection, _LEDGER, request_ids)},
@@ -69,23 +80,27 @@ def read(connection: Connection, image_ids: set[int], request_ids: set[str], nam
 
 
 # One round trip; three would be a third of what a request on an idle system takes.
-_READ_POSTGRESQL = text("""
+_READ_POSTGRESQL = """
 WITH locked AS MATERIALIZED (
     SELECT id, name, os_type, os_name, description, source_path, created_at, updated_at, revision
-    FROM images WHERE id = ANY(:image_ids) ORDER BY id FOR UPDATE
+    FROM images WHERE id = ANY(:image_ids) ORDER BY id FOR UPDATE {skip}
 )
 SELECT (SELECT json_agg(locked) FROM locked) AS images,
        (SELECT json_agg(line) FROM (SELECT request_id, digest, caller, reply, code, image_id
                                     FROM requests WHERE request_id = ANY(:request_ids)) AS line) AS ledger,
        (SELECT json_agg(line) FROM (SELECT request_id, caller, image_id, revision
                                     FROM image_revisions WHERE request_id = ANY(:request_ids)) AS line) AS applied,
-       (SELECT json_object_agg(name, id) FROM images WHERE name = ANY(:names)) AS holders
-""").columns(images=JSON, ledger=JSON, applied=JSON, holders=JSON)
+       (SELECT json_object_agg(name, id) FROM images WHERE name = ANY(:names)) AS holders,
+       {held} AS held
+"""
+_HELD = "(SELECT json_agg(id) FROM images WHERE id = ANY(:image_ids) AND id NOT IN (SELECT id FROM locked))"
+_COLUMNS: dict[str, Any] = dict.fromkeys(("images", "ledger", "applied", "holders", "held"), JSON)
+_READ_WAITING = text(_READ_POSTGRESQL.format(skip="", held="NULL::json")).columns(**_COLUMNS)
+_READ_AT_ONCE = text(_READ_POSTGRESQL.format(skip="SKIP LOCKED", held=_HELD)).columns(**_COLUMNS)
 
 
-def _read_postgresql(connection: Connection, image_ids: set[int], request_ids: set[str], names: set[str]) -> Rows:
-    asked = {"image_ids": list(image_ids), "request_ids": list(request_ids), "names": list(names)}
-    images, ledger, applied, holders = connection.execute(_READ_POSTGRESQL, asked).one()
+def _read_postgresql(connection: Connection, statement: TextualSelect, asked: dict[str, list[Any]]) -> Rows:
+    images, ledger, applied, holders, held = connection.execute(statement, asked).one()
     for image in images or ():
         for moment in ("created_at", "updated_at"):
             image[moment] = datetime.fromisoformat(image[moment])
@@ -94,6 +109,7 @@ def _read_postgresql(connection: Connection, image_ids: set[int], request_ids: s
         ledger={line["request_id"]: line for line in ledger or ()},
         applied={line["request_id"]: line for line in applied or ()},
         holders=holders or {},
+        held=frozenset(held or ()),
     )
 
 
@@ -224,8 +240,8 @@ def empty(connection: Connection, before: datetime, place: Place | None, most: i
         .where(not_pruned(connection.dialect.name), image_revisions.c.at < before)
         .order_by(*columns)
         .limit(most)
-        # One after the other, in one order: two workers at it never wait for each other for ever.
-        .with_for_update(of=image_revisions)
+        # What another worker is at is left to it.
+        .with_for_update(of=image_revisions, skip_locked=True)
     )
     if place is not None:
         look = look.where(image_revisions.c.at >= place[0], _PLACE.op(">")(place))

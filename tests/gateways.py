@@ -1,4 +1,4 @@
-"""Real gateway processes: `uvicorn gateway.app:app` in the checkout, and HTTP as a caller speaks it."""
+"""Real gateway processes: `python -m gateway` in the checkout, and HTTP as a caller speaks it."""
 
 import json
 import os
@@ -73,7 +73,7 @@ class Gateway:
 def running_gateway(broker_url: str, result_url: str, variables: Mapping[str, str] | None = None) -> Iterator[Gateway]:
     """A gateway, until the end of the block; what it logged is printed then."""
     port = free_port()
-    words = [sys.executable, "-m", "uvicorn", "gateway.app:app", f"--port={port}", "--no-access-log"]
+    words = [sys.executable, "-m", "gateway", f"--port={port}"]
     environment = os.environ | {
         "ARIES_BROKER_URL": broker_url,
         "ARIES_RESULT_URL": result_url,

@@ -24,12 +24,13 @@ class Cause(StrEnum):
     OTHER = "other"
 
 
+_HELD = "55P03"
 #: SQLSTATEs after which the same transaction may succeed: serialisation failure, deadlock, lock not available, and
 #: the unique violation that a race for one name or one request id ends in.
 _PASSING_STATES: dict[str | None, Cause] = {
     "40001": Cause.SERIALISATION,
     "40P01": Cause.DEADLOCK,
-    "55P03": Cause.LOCKED,
+    _HELD: Cause.LOCKED,
     "23505": Cause.TAKEN,
 }
 #: The same for SQLite, by its extended code.
@@ -53,8 +54,8 @@ _LOCKED_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 #: A server that takes no writes: a standby, in the middle of a fail-over.
 _READ_ONLY = "25006"
 #: No statement, lock or forgotten transaction holds anything for ever; what runs into one of these is tried again.
-#: Other workers hold a row for milliseconds: one that is locked for longer must not hold up the rest of a batch.
-_TIMEOUTS = "-c lock_timeout=1s -c statement_timeout=10s -c idle_in_transaction_session_timeout=30s"
+#: Other workers hold a row for milliseconds: whoever holds one for longer must not hold up the rest of a batch.
+_TIMEOUTS = "-c lock_timeout=100ms -c statement_timeout=10s -c idle_in_transaction_session_timeout=30s"
 _HURRY = "SET LOCAL lock_timeout = '20ms'"
 #: Seconds after which a server that no longer answers on its connection is taken for gone.
 _CONNECTION = {
@@ -71,6 +72,10 @@ _PLANS = "-c enable_seqscan=off -c plan_cache_mode=force_generic_plan"
 _SNAPSHOT: dict[str, Any] = {"snapshot": True, "stream_results": True, "yield_per": 1000}
 #: Seconds that SQLite waits for another writer before it says that it is busy.
 _SQLITE_BUSY_SECONDS = 5.0
+
+
+class HeldError(Exception):
+    """A row is held by others."""
 
 
 class Database:
@@ -163,8 +168,13 @@ def _begin(connection: Connection) -> None:
 def is_race(error: BaseException) -> bool:
     """Whether another transaction got in the way, so that the same work may succeed if it is done again."""
     if not isinstance(error, DBAPIError):
-        return False
+        return isinstance(error, HeldError)
     return _state(error) in _PASSING_STATES or getattr(error.orig, "sqlite_errorcode", 0) in _PASSING_CODES
+
+
+def is_held(error: BaseException) -> bool:
+    """Whether others held on to a row, or to a name that is being written, for longer than is waited for."""
+    return isinstance(error, DBAPIError) and _state(error) == _HELD
 
 
 def is_away(error: BaseException) -> bool:

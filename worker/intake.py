@@ -22,6 +22,7 @@ from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from redis.exceptions import OutOfMemoryError, ResponseError
 
+from aries_images import contract
 from worker import leases
 from worker.leases import Keys, Leases
 
@@ -384,7 +385,7 @@ def _decode(body: Any, encoding: Any) -> str | bytes:
             return base64.b64decode(body)
         except ValueError:
             return _NO_BODY
-    return body if isinstance(body, str) else _NO_BODY
+    return body if contract.is_text(body) else _NO_BODY  # what is no text, kombu would give up on
 
 
 def _triples(flat: list[Any]) -> Iterator[tuple[int, bytes, bytes]]:

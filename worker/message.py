@@ -57,11 +57,7 @@ def read_message(message: Message) -> tuple[dict[str, Any], Body]:
     The message must have an attributable id. Celery stops the worker, or drops the message without an answer, over
     each of the things that are checked here.
     """
-    headers = {
-        name: value
-        for name, value in message.headers.items()
-        if isinstance(value, _HEADERS.get(name, _NO_TYPE)) and (not isinstance(value, str) or contract.is_text(value))
-    }
+    headers = {name: value for name, value in message.headers.items() if _is_passed_on(name, value)}
     headers["id"] = str(message.headers["id"])
     headers[RECEIVED_AT] = time.time()
     if not isinstance(message.properties, Mapping):
@@ -77,6 +73,18 @@ def read_message(message: Message) -> tuple[dict[str, Any], Body]:
             headers.pop(name, None)
         return headers, ([], {}, {})
     return headers, (args, kwargs, {})
+
+
+def _is_passed_on(name: str, value: object) -> bool:
+    if not isinstance(value, _HEADERS.get(name, _NO_TYPE)):
+        return False
+    if name == contract.IF_REVISION:
+        return True  # left out it would be no condition: its task says what is wrong with it
+    return all(map(contract.is_text, value)) if isinstance(value, list) else _is_no_bad_text(value)
+
+
+def _is_no_bad_text(value: object) -> bool:
+    return not isinstance(value, str) or contract.is_text(value)
 
 
 def _check_headers(message: Message) -> None:

@@ -95,7 +95,7 @@ def test_worker_gateway_and_commands_run_in_the_image_and_nothing_can_be_written
         assert worker.stop(signal.SIGTERM) == 0
         assert not composition.is_healthy("worker", image)
         assert serving.stop(signal.SIGTERM) == 0
-    assert '"image.update answered"' in worker.log.read_text()
+    assert '"event":"answered"' in worker.log.read_text()
 
 
 def closed_or_raw(image: Stage) -> list[Path]:

@@ -18,6 +18,7 @@ from tests.gateways import ROUTE, Answer, Gateway, is_an_error, running_gateway
 from tests.integration.conftest import NewDatabase
 from tests.service import Service, service_at
 from tests.workers import running_worker
+from worker.leases import Keys
 
 OPENAPI = document()
 
@@ -109,6 +110,42 @@ def test_a_length_that_is_too_much_is_refused_before_the_body(gateway: Gateway) 
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as line:
         line.sendall(f"PUT {ROUTE} HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n".encode())
         assert line.recv(4096).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("offer", ["h2c", "websocket", "TLS/1.0"])
+def test_who_offers_another_protocol_is_answered_in_this_one(offer: str, gateway: Gateway) -> None:
+    """As Java's HttpClient does with each request, and `curl --http2`."""
+    headers = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": offer, "HTTP2-Settings": "AAMAAABkAAQAoAAAAAIAAAAA"}
+    for body in (b'{"id":1000000}', iter([b'{"id":', b"1000000}"])):
+        assert gateway.put(body, **headers).status == 200
+    assert gateway.ask("GET", "/healthz", **headers).status == 200
+
+
+@pytest.mark.parametrize(
+    "raw", [b"FOO / HTTP/1.1\r\nHost: x\r\n\r\n", b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\r\n\r\n"]
+)
+def test_what_is_no_request_is_told_so_in_the_same_form(raw: bytes, gateway: Gateway) -> None:
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as line, line.makefile("rb") as heard:
+        line.sendall(raw)
+        head, body = heard.read().split(b"\r\n\r\n")
+    headers = dict(each.lower().split(": ") for each in head.decode().split("\r\n")[1:])
+    is_an_error(Answer(int(head.split()[1]), headers, body), 400, "InvalidParameter", "malformed_message")
+
+
+def test_a_token_that_no_worker_reads_is_not_sent_on(gateway: Gateway, service: Service) -> None:
+    answer = gateway.put({"id": 1_000_000}, Authorization="Bearer " + "x" * 2_000_000)
+    is_an_error(answer, 400, "InvalidParameter", "malformed_message")
+    assert not service.broker.exists(Keys().dead)
+
+
+def test_callers_who_hang_up_with_more_on_the_way_are_no_fault(gateway: Gateway) -> None:
+    request = f'PUT {ROUTE} HTTP/1.1\r\nHost: x\r\nContent-Length: 14\r\n\r\n{{"id":1000000}}'.encode()
+    for end in (b"", b"\x00"):
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", gateway.port)) as line:
+                line.sendall(request * 3 + end)
+    assert gateway.put({"id": 1_000_000}).status == 200
+    assert "Traceback" not in gateway.log.read_text()
 
 
 def test_content_of_any_type_is_read_as_json(gateway: Gateway, service: Service) -> None:

@@ -48,12 +48,12 @@ def test_every_code_of_the_worker_has_its_status(
         return (
             failure_of(taken.request_id)
             if code is contract.INTERNAL_ERROR
-            else taken.refusal(code, Detail("id", "x", "y"))
+            else taken.refusal(code, Detail("id", "missing", "y"))
         )
 
     with stand_in(*module_redis, answer):
         said = gateway.put({"id": 1})
-    is_an_error(said, code.status, code.name, *([] if code is contract.INTERNAL_ERROR else ["x"]))
+    is_an_error(said, code.status, code.name, *([] if code is contract.INTERNAL_ERROR else ["missing"]))
     assert said.document["message"] == code.message
     assert ("retry-after" in said.headers) == (code.retry == "backoff")
     assert ("www-authenticate" in said.headers) == (code is contract.UNAUTHORIZED)

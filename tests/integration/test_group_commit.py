@@ -13,7 +13,7 @@ import pytest
 from celery import group
 
 from aries_images import contract
-from tests.builders import SECRET, poison
+from tests.builders import SECRET, poison, run_ddl
 from tests.extra_tasks import SIGNALS_FILE
 from tests.running import Site, Worker, id_of, request, site, until
 from worker.leases import Keys
@@ -112,11 +112,14 @@ def test_a_row_that_is_locked_holds_up_nobody_else(town: Site) -> None:
     with town.locked(71):
         held = [send(town, 71, description=f"held {number}") for number in range(3)]
         until(lambda: all(town.holds(one) for one in held))
-        for number in range(5):
+        began = time.monotonic()
+        for number in range(8):
+            held.append(send(town, 71, description=f"held later {number}"))
             free = send(town, 72, description=str(number))
             assert town.code(free, seconds=5) == "OK"
+        assert time.monotonic() - began < 4  # a second each, if each of them waited for the row
         assert all(town.holds(one) for one in held)
-    assert [town.code(one) for one in stuck + held] == ["OK"] * 6
+    assert [town.code(one) for one in stuck + held] == ["OK"] * 14
     assert all(town.event(one).headers["attempt"] == 1 for one in held)
 
 
@@ -414,13 +417,17 @@ def test_a_caller_who_wants_no_result_gets_the_event_alone(town: Site) -> None:
 
 
 def leave_with_a_batch_under_way(town: Site, leaves: Worker, seconds: float) -> tuple[str, float]:
-    """SIGTERM while a batch waits for a row that is free after `seconds`; the request, and how long it took."""
-    with town.locked(1):
-        sent = send(town, 1, description="under way when the worker leaves")
-        until(lambda: town.query("SELECT FROM pg_locks WHERE NOT granted"))
-        began = time.monotonic()
-        leaves.process.terminate()
-        until(lambda: time.monotonic() > began + seconds or not leaves.is_up)
+    """SIGTERM while a batch is at a change that takes `seconds`; the request, and how long it took to leave."""
+    run_ddl(
+        town.database,
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN PERFORM pg_sleep({seconds}); RETURN NEW; END $$",
+        "CREATE TRIGGER slow BEFORE UPDATE ON images FOR EACH ROW EXECUTE FUNCTION slow()",
+    )
+    sent = send(town, 1, description="under way when the worker leaves")
+    until(lambda: town.query("SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep'"))
+    began = time.monotonic()
+    leaves.process.terminate()
     leaves.process.wait(10)
     return sent, time.monotonic() - began
 

@@ -12,6 +12,7 @@ from tests.builders import SEED_BODY, a_message, refusal_in, stored_image
 from tests.integration.conftest import NewDatabase
 from tests.service import Service, service_at
 from tests.workers import running_worker, until
+from worker.leases import Keys
 
 GOOD = '[[], {"id": 1}, {}]'
 LINKED = {"task": contract.TASK, "args": [], "kwargs": {"id": 1}, "options": {}, "subtask_type": None}
@@ -63,6 +64,7 @@ BODIES: dict[str, Any] = {
     "not JSON": "{'id': 1}",
     "an object in its place": SEED_BODY,
     "null in its place": None,
+    "a lone surrogate in the text itself": GOOD + "\ud800",
     "a number in its place": 5,
 }
 #: What else of the message is not as it should be.
@@ -133,6 +135,7 @@ ODD_PARTS: list[tuple[str, str, Any]] = [
     ("headers", "timelimit", '"xx"'),
     ("headers", "stamped_headers", "5"),
     ("headers", "stamped_headers", '["x"]'),
+    ("headers", "stamped_headers", "[[]]"),
     ("headers", "stamps", "[]"),
     ("headers", "argsrepr", "[]"),
     ("headers", "malformed", '"spoofed"'),
@@ -162,6 +165,14 @@ def test_a_request_with_an_odd_part_is_a_request_all_the_same(
     assert is_alive(service)
 
 
+@pytest.mark.parametrize("value", ['"\\ud800"', '"1"', "1.0", "true", "[]"])
+def test_a_condition_that_is_no_revision_is_refused_and_not_left_out(service: Service, value: str) -> None:
+    request_id, entry = a_message({"id": 1, "description": "unconditionally"}, headers={"if_revision": "odd"})
+    service.push(entry.replace('"odd"', value))
+    assert refusal_in(service.stored(request_id)["result"]) == ("InvalidParameter", [("if_revision", "wrong_type")])
+    assert is_alive(service)
+
+
 @pytest.mark.parametrize("value", ['"\\ud800"', "7", "[]", "true", '"image.update"'])
 def test_a_reply_queue_that_is_no_name_is_refused(service: Service, value: str) -> None:
     request_id, entry = a_message({"id": 1}, properties={"reply_to": "odd"})
@@ -172,6 +183,15 @@ def test_a_reply_queue_that_is_no_name_is_refused(service: Service, value: str) 
     )
     assert len(service.wait_for_events(request_id)) == 1
     assert is_alive(service)
+
+
+def test_a_body_that_is_no_text_is_answered_and_not_kept_besides(service: Service) -> None:
+    kept = service.broker.xlen(Keys().dead)
+    request_id, entry = a_message(body=GOOD + "\ud800")
+    service.push(entry)
+    assert refusal_in(service.stored(request_id)["result"]) == ("InvalidParameter", [(None, "malformed_message")])
+    assert is_alive(service)
+    assert service.broker.xlen(Keys().dead) == kept
 
 
 @pytest.mark.parametrize(

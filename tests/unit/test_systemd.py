@@ -33,7 +33,7 @@ def machine(tmp_path: Path) -> Path:
         shutil.copy(FOLDER / unit, system)
     programs = tmp_path / "opt" / "aries-images" / ".venv" / "bin"
     programs.mkdir(parents=True)
-    for name in ("celery", "python", "uvicorn"):
+    for name in ("celery", "python"):
         (programs / name).touch(0o755)
     return tmp_path
 
