@@ -18,7 +18,7 @@ _PATIENCE = 60.0
 # exit code and output.
 _KEPT = """
 . {state}
-trap '{{ export -p; declare -f; }} >{state}' EXIT
+trap '{{ export -p; declare -f; printf "cd %q\n" "$PWD"; }} >{state}' EXIT
 set -aeo pipefail
 """
 
@@ -46,7 +46,7 @@ class Running:
 
 
 class Terminal:
-    """A shell whose variables and functions last from block to block."""
+    """A shell whose variables, functions and folder last from block to block."""
 
     def __init__(self, folder: Path, environment: Mapping[str, str], *, notes: Path) -> None:
         """Open it in `folder`; `notes` is a folder for what has to be remembered."""

@@ -25,7 +25,7 @@ from worker.database import Database
 from worker.embedded import RedisServer, redis_binary
 
 #: Pages that begin with nothing. The others take servers and a token for granted, and name them by their variables.
-FROM_NOTHING = {"README.md", "quickstart.md"}
+FROM_NOTHING = {"README.md", "incidents.md", "quickstart.md"}
 #: Pages for those who call a service that is there.
 WITH_A_WORKER = {"callers.md"}
 #: Programs that a page may not be without.
