@@ -9,7 +9,9 @@ from models.migrations import is_of_a_newer_version, level
 from worker.database import Database
 
 #: Where this version was gone back to.
-OF_A_NEWER_VERSION = "the database is at {}, which a newer version made; this one's workers go on, but take its commands"
+OF_A_NEWER_VERSION = (
+    "the database is at {}, which a newer version made; this one's workers go on, but take its commands"
+)
 
 
 @contextmanager

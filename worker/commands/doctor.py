@@ -223,7 +223,9 @@ def migration(settings: Settings) -> Finding:
     if stands_at == newest:
         return fine(f"at {newest}, the newest")
     if is_of_a_newer_version(stands_at):
-        return look(f"at {stands_at}, which a newer version made", "go on to that version when it does no harm any more")
+        return look(
+            f"at {stands_at}, which a newer version made", "go on to that version when it does no harm any more"
+        )
     return broken(f"at {stands_at or 'nothing'}, the newest is {newest}", "python -m worker migrate")
 
 
