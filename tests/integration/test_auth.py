@@ -81,6 +81,7 @@ def test_the_caller_is_written_down(town: tuple[Service, Worker], orders: str) -
         client.update(image["id"], description="x", request_id=request_id)
     assert stored_revisions(service.database, image["id"])[0]["caller"] == "orders"
     assert ledger(service.database)[request_id]["caller"] == "orders"
+    until(lambda: request_id in worker.log.read_text())  # written when the answer is out
     [line] = [line for line in worker.log.read_text().splitlines() if "answered" in line and request_id in line]
     assert "caller=orders" in line
 
