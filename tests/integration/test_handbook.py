@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,6 +31,8 @@ FROM_NOTHING = {"README.md", "incidents.md", "quickstart.md"}
 WITH_A_WORKER = {"callers.md"}
 #: Programs that a page may not be without.
 PROGRAMS = {"git", "jq", "pg_dump", "pg_restore", "createdb", "prlimit", "psql", "redis-cli", "sqlite3"}
+#: Flower's environment, which `make run` would install otherwise.
+FLOWER = CHECKOUT / ".venv-flower"
 #: What is made, installed or kept beside the checkout, and is no part of it.
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv*", "var", "build", "dist", "node_modules", ".*_cache")
 #: What a reader has who did as the pages say.
@@ -44,14 +47,13 @@ def checkout(tmp_path: Path) -> Path:
     """A copy of the checkout, with its environments, in which nobody has done anything yet."""
     copy = tmp_path / "aries-images"
     shutil.copytree(CHECKOUT, copy, ignore=NOT_COPIED)
-    for environment in CHECKOUT.glob(".venv*"):
-        if (environment / "bin").exists():
-            (copy / environment.name).mkdir()
-            for entry in environment.iterdir():
-                (copy / environment.name / entry.name).symlink_to(entry)
-            # Newer than the lock, so that make finds nothing to do.
-            (copy / environment.name / ".installed").unlink(missing_ok=True)
-            (copy / environment.name / ".installed").touch()
+    for name, environment in {".venv": Path(sys.prefix), FLOWER.name: FLOWER}.items():
+        (copy / name).mkdir()
+        for entry in environment.iterdir():
+            if entry.name != ".installed":
+                (copy / name / entry.name).symlink_to(entry)
+        # Newer than the lock, so that make finds nothing to do.
+        (copy / name / ".installed").touch()
     return copy
 
 
@@ -120,6 +122,8 @@ def page(request: pytest.FixtureRequest, need_program: NeedProgram) -> Path:
     page: Path = request.param
     for program in PROGRAMS.intersection(re.findall(r"[a-z_-]+", page.read_text())):
         need_program(program)
+    if not (FLOWER / ".installed").exists():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("Flower is not installed")
     return page
 
 
