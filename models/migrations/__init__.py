@@ -29,4 +29,10 @@ def level(engine: Engine) -> tuple[str | None, str | None]:
     return current, ScriptDirectory.from_config(configuration("")).get_current_head()
 
 
-__all__ = ["configuration", "level", "upgrade"]
+def is_of_a_newer_version(revision: str | None) -> bool:
+    """Whether a database that stands at `revision` was migrated by a version that this one knows nothing of."""
+    scripts = ScriptDirectory.from_config(configuration(""))
+    return revision is not None and revision not in {script.revision for script in scripts.walk_revisions()}
+
+
+__all__ = ["configuration", "is_of_a_newer_version", "level", "upgrade"]

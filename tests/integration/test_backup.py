@@ -1,7 +1,6 @@
-"""The commands of docs/deployment.md for backup and restore, run as they stand while a worker is at work."""
+"""The commands of docs/upkeep.md for backup and restore, run as they stand while a worker is at work."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -15,24 +14,24 @@ import psycopg
 import pytest
 
 from tests.builders import stored_images
+from tests.pages import blocks
 from tests.service import Service, service_at
 from tests.workers import CHECKOUT, running_worker, until
 from worker.database import Database
 
-BLOCKS = re.findall(r"```sh\n(.*?)```", (CHECKOUT / "docs" / "deployment.md").read_text(), re.DOTALL)
-[BACKUP] = [block for block in BLOCKS if "pg_dump" in block]
-[RESTORE] = [block for block in BLOCKS if "pg_restore" in block]
+SCRIPTS = [block.code for block in blocks(CHECKOUT / "docs" / "upkeep.md")]
+[BACKUP] = [script for script in SCRIPTS if "pg_dump" in script]
+[RESTORE] = [script for script in SCRIPTS if "createdb" in script]
+#: What stands there for the restored database.
+EXAMPLE = "postgresql://aries:secret@db.internal/aries_restored"
 
 
 def run(script: str, folder: Path, environment: dict[str, str]) -> str:
     """A script of the documentation."""
-    # The same Python, and the server's own port for redis-cli, which has a default.
-    script = script.replace("python -m", f"cd {CHECKOUT} && {sys.executable} -m").replace(
-        "redis-cli", "redis-cli -u $R"
-    )
+    script = script.replace("python -m", f"{sys.executable} -m").replace("var/", f"{folder}/")
     done = subprocess.run(
         ["/bin/sh", "-euc", script],
-        check=False, cwd=folder, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        check=False, cwd=CHECKOUT, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     return done.stdout
@@ -72,12 +71,11 @@ def test_what_was_backed_up_at_work_is_whole_when_it_is_restored(
         if shutil.which(program) is None:
             (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no {program} on the PATH")
     with service_at(broker_url, result_url, postgresql_url) as service:
-        environment = service.environment | {"RESTORED_URL": restored, "R": result_url}
         image = service.image()
         with running_worker(service.environment), under_load(service, image["id"]):
             until(lambda: stored_images(service.database)[0]["revision"] > 10)
-            run(BACKUP, tmp_path, environment)
-        said = run(RESTORE, tmp_path, environment)
+            run(BACKUP, tmp_path, service.environment)
+        said = run(RESTORE.replace(EXAMPLE, restored), tmp_path, service.environment)
         assert "up to date" in said
         assert service.results.dbsize() == 0
         database = Database(restored)

@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from aries_images.contract import image_document
 from models import images
+from tests.builders import run_ddl
 from worker.__main__ import commands
 from worker.database import Database
 
@@ -53,6 +54,14 @@ def test_an_empty_database_is_migrated_once(tmp_path: Path, monkeypatch: pytest.
     assert "it was empty" in run("migrate").output
     assert "it was" not in run("migrate").output
     assert run("images").exit_code == 0
+
+
+@pytest.mark.parametrize("words", [("migrate",), ("images",), ("check",)], ids=lambda words: words[0])
+def test_after_going_back_to_an_older_version_its_commands_say_so(database: Database, words: tuple[str, ...]) -> None:
+    run_ddl(database, "UPDATE alembic_version SET version_num = '9999'")
+    result = run(*words)
+    assert "at 9999, which a newer version made" in result.output
+    assert "worker migrate" not in result.output
 
 
 def test_what_is_imported_is_what_a_reply_would_say(database: Database) -> None:

@@ -36,10 +36,3 @@ def test_both_have_the_same_python_examples() -> None:
     english, chinese = (re.findall(r"```python\n(.*?)```", file.read_text(), re.DOTALL) for file in (ENGLISH, CHINESE))
     assert english
     assert english == chinese
-
-
-def test_every_link_between_the_documents_leads_somewhere() -> None:
-    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
-    links = [(file, link) for file in documents for link in re.findall(r"\]\((?!https:)([^)#]+)", file.read_text())]
-    assert links
-    assert [(file.name, link) for file, link in links if not (file.parent / link).exists()] == []

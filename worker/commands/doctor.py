@@ -17,7 +17,7 @@ from sqlalchemy import make_url, text
 from aries_images import contract
 from aries_images._result_store import pool_for
 from aries_images.contract import Refusal
-from models.migrations import level
+from models.migrations import is_of_a_newer_version, level
 from worker import backlog
 from worker.auth import LEEWAY, Door
 from worker.database import Database
@@ -222,6 +222,10 @@ def migration(settings: Settings) -> Finding:
         stands_at, newest = level(there.engine)
     if stands_at == newest:
         return fine(f"at {newest}, the newest")
+    if is_of_a_newer_version(stands_at):
+        return look(
+            f"at {stands_at}, which a newer version made", "go on to that version when it does no harm any more"
+        )
     return broken(f"at {stands_at or 'nothing'}, the newest is {newest}", "python -m worker migrate")
 
 

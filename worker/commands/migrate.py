@@ -4,7 +4,8 @@ import click
 from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
-from models.migrations import level, upgrade
+from models.migrations import is_of_a_newer_version, level, upgrade
+from worker.commands import OF_A_NEWER_VERSION
 from worker.database import Database
 from worker.settings import load_settings
 
@@ -19,6 +20,8 @@ def migrate() -> None:
     if before == newest:
         click.echo(f"The database is up to date ({newest}).")
         return
+    if is_of_a_newer_version(before):
+        raise click.ClickException(OF_A_NEWER_VERSION.format(before))
     with Console().status("migrating the database …"):
         try:
             upgrade(url)

@@ -213,7 +213,9 @@ def _stay(settings: Settings, worker: subprocess.Popen[bytes], flower: FlowerSer
     if token := _token(settings):
         click.echo(f"    export ARIES_TOKEN={token}")
     # For the other commands: check, history, restore.
-    for name, value in settings.model_dump(include={"broker_url", "result_url", "auth", "jwt_keys"}).items():
+    for name, value in settings.model_dump(
+        include={"broker_url", "result_url", "database_url", "auth", "jwt_keys"}
+    ).items():
         click.echo(f"    export {PREFIX}{name.upper()}={shlex.quote(value)}")
     click.echo(f"    {os.path.relpath(sys.executable)} -c {shlex.quote(code)}\n")
     if flower:
