@@ -17,7 +17,7 @@ run: .venv/.installed $(if $(filter --once --help -h,$(ARGS)),,.venv-flower/.ins
 
 test: lint .venv/.installed .venv-flower/.installed ## everything that CI runs
 	$(SAY) "tests (the slowest are listed at the end)"
-	@$(BIN)/pytest -n 2 --durations=15 $(ARGS)
+	@$(BIN)/pytest -n 2 --dist=worksteal --durations=15 $(ARGS)
 
 faults: .venv/.installed ## kill, cut, freeze and fill everything under load (ARIES_FAULTS=full: hours; ARGS="-k row_11")
 	@$(BIN)/pytest tests/faults -rA -n 1 $(ARGS)
