@@ -52,8 +52,9 @@ class Job:
     finished: Callable[[tuple[int, Any, float]], None]
     #: How often it was tried and could not be decided.
     tries: int = 0
-    #: When its first batch began, by the monotonic clock; seconds.
+    #: By the monotonic clock, in seconds: when its first batch began, and when it is to be tried again.
     started_at: float = 0.0
+    due_at: float = 0.0
 
     @property
     def request(self) -> dict[str, Any]:
@@ -253,8 +254,8 @@ class Pool(BasePool):  # type: ignore[misc]  # Celery has no types
     def _pause(self) -> None:
         """Wait until the first of the undecided is due; the others are tried along with it."""
         if self._undecided:
-            due = min(pause_after(job.tries - 1) for job in self._undecided) * jitter()
-            self._postponed.wait_for(lambda: self._closing, due)
+            due_at = min(job.due_at for job in self._undecided)
+            self._postponed.wait_for(lambda: self._closing, max(0.0, due_at - time.monotonic()))
 
     def _run_alone(self, job: Job) -> None:
         started_at = time.monotonic()
@@ -312,7 +313,9 @@ class _Batch:
         self._signal_outcomes(decided)
         self._pool.report(functools.partial(self._report_finished, decided, time.monotonic()))
         if undecided := [job for job, answer in outcomes if not answer]:
+            now, spread = time.monotonic(), jitter()
             for job in undecided:
+                job.due_at = now + pause_after(job.tries) * spread
                 job.tries += 1
             self._pool.try_again(undecided)
 
