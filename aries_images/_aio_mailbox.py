@@ -12,7 +12,6 @@ from typing import Any
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.connection import Connection
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
-from redis.exceptions import RedisError
 
 from aries_images._answer import answer_to
 from aries_images._request import Outgoing, result_key
@@ -194,8 +193,17 @@ class Mailbox:
             self._confirmed.clear()
             if commands:
                 await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+                await self._wait_for_confirmations()
+
+    async def _wait_for_confirmations(self) -> None:
+        """As long as they come: a thousand of them can take this process longer than one exchange may."""
+        while (left := self._unconfirmed) > 0:
+            try:
                 async with asyncio.timeout(SOCKET_TIMEOUT):
                     await self._confirmed.wait()
+            except TimeoutError:
+                if self._unconfirmed == left:
+                    raise
 
     async def _read(self, connection: Connection) -> None:
         while True:
@@ -257,7 +265,7 @@ class Mailbox:
         left = list(everyone)
         while left:
             some, left = left[:_KEYS_AT_ONCE], left[_KEYS_AT_ONCE:]
-            with suppress(RedisError, OSError):
+            with suppress(Exception):  # the next look may do better; whoever looks now and then must go on
                 async with self._redis.pipeline(transaction=False) as pipe:
                     for waiting in some:
                         pipe.get(waiting.key)

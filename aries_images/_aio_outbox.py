@@ -12,7 +12,6 @@ from itertools import islice
 from typing import Any, Protocol
 
 from redis.asyncio import ConnectionPool, Redis
-from redis.exceptions import RedisError
 
 from aries_images import _broker
 from aries_images._aio_mailbox import POOLS
@@ -136,7 +135,7 @@ class RedisOutbox:
                 continue
             try:
                 await self._push([entry for entries, _ in some for entry in entries])
-            except (RedisError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it was: without this task everybody waits in vain
                 self._trouble = error
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import shlex
 import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -21,7 +20,7 @@ from tasks.prune_revisions import prune_revisions
 from tests.builders import a_request, an_image, decide, load, run_ddl, stored_image, stored_revisions
 from tests.integration.conftest import NewDatabase
 from tests.service import Service, service_at
-from tests.workers import CHECKOUT, running_worker, until
+from tests.workers import running_worker, until
 from worker.__main__ import commands
 from worker.commands.token import PRIVATE, PUBLIC, make_keys
 from worker.database import Database
@@ -410,26 +409,3 @@ def test_an_update_in_between_is_not_overwritten(service: Service, monkeypatch: 
     refused = run("restore", str(image), "1", code=1).output
     assert "PreconditionFailed" in refused
     assert stored_image(service.database, image)["description"] == "newer"
-
-
-# --- the documentation ---
-
-
-def commands_in(title: str) -> list[list[str]]:
-    """The words of every `python -m worker …` in the part of docs/operations.md with this title."""
-    part = (CHECKOUT / "docs" / "operations.md").read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]
-    written = [shlex.split(line, comments=True) for line in part.splitlines() if line.startswith("python -m worker")]
-    return [words[3:] for words in written]
-
-
-def test_what_the_handbook_says_can_be_typed(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    image = changed(service, {"description": "new"})
-    typed = commands_in("What an image was, and making it that again") + commands_in("The database")
-    monkeypatch.chdir(tmp_path)
-    assert len(typed) == 10
-    for words in typed:
-        if words[0] in ("history", "restore"):
-            words[1] = str(image)
-        run(*words)
-    assert (tmp_path / "changes.jsonl").exists()
-    assert stored_image(service.database, image)["revision"] == 3
