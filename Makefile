@@ -36,7 +36,7 @@ lint: .venv/.installed ## format, lint rules and types
 documents: .venv/.installed ## what is made from the contract: schemas, AsyncAPI with its page, OpenAPI, the errors in the READMEs
 	@$(BIN)/python -m documents
 
-bench: .venv/.installed ## measure against other workers on servers of its own (ARGS=--help: more; some 15 minutes)
+bench: .venv/.installed ## measure against other workers on servers of its own (ARGS=--help: more; some 30 minutes)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 dashboard: .venv/.installed ## draw docs/pictures/dashboard.svg anew, from two workers under load (Prometheus needed)

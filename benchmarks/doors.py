@@ -63,9 +63,16 @@ def _fields(request: Request) -> dict[str, Any]:
 def _put(http: socket.socket, request: Request) -> None:
     """One HTTP request and its answer, read as far as it must be: what other clients cost is not the gateway's."""
     http.sendall(_http_request(request))
-    head, _, body = http.recv(65536).partition(b"\r\n\r\n")
-    if not head.startswith(b"HTTP/1.1 200"):
-        raise OSError(f"{head!r} {body!r}")
+    answer = http.recv(65536)
+    while _is_cut_off(answer):
+        answer += http.recv(65536)
+    if not answer.startswith(b"HTTP/1.1 200"):
+        raise OSError(f"{answer!r}")
+
+
+def _is_cut_off(answer: bytes) -> bool:
+    head, end, body = answer.partition(b"\r\n\r\n")
+    return not end or len(body) < int(head.lower().partition(b"content-length: ")[2].split()[0])
 
 
 def _http_request(request: Request) -> bytes:
