@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,12 @@ SIGNALS_FILE = "TESTS_SIGNALS_FILE"
 @shared_task(name="tests.add")  # type: ignore[untyped-decorator]
 def add(first: int, second: int) -> dict[str, int]:
     return {"sum": first + second}
+
+
+@shared_task(name="tests.stand_still")  # type: ignore[untyped-decorator]
+def stand_still(until_there_is: str) -> None:
+    while not Path(until_there_is).exists():
+        time.sleep(0.01)
 
 
 @shared_task(name="tests.fail")  # type: ignore[untyped-decorator]
