@@ -151,6 +151,26 @@ def test_a_replica_is_no_broker(town: Town) -> None:
     assert found["broker"] == BROKEN
 
 
+@pytest.mark.parametrize(
+    ("variable", "name"),
+    [
+        ("CELERY_BROKER_URL", "broker"),
+        ("CELERY_BROKER_READ_URL", "broker"),
+        ("CELERY_BROKER_WRITE_URL", "broker"),
+        ("CELERY_RESULT_BACKEND", "results"),
+    ],
+)
+def test_workers_that_are_sent_elsewhere_by_a_variable_of_celerys(
+    town: Town, monkeypatch: pytest.MonkeyPatch, variable: str, name: str
+) -> None:
+    monkeypatch.setenv(variable, town.server.url(7))
+    lines = check(2)
+    assert statuses(lines)[name] == BROKEN
+    assert lines[name]["do"] == f"unset {variable}"
+    monkeypatch.setenv(variable, town.server.url(0 if name == "broker" else 1))  # the one that ours names
+    assert statuses(check(0)) == {}
+
+
 def test_what_was_given_up_on(town: Town) -> None:
     town.service.push("no message")
     until(lambda: town.service.broker.exists(Keys().dead))

@@ -1,7 +1,8 @@
 """What `check` looks at: each check finds one thing, alone, and says what to do about it."""
 
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -36,6 +37,9 @@ _APART, _WAITED = 1.0, 60.0
 #: Seconds in which workers answer.
 _ROLL_CALL = 1.5
 _START = "start one: celery -A worker worker"
+#: Celery's own variables: workers go by them and not by ours, which the gateway and every command go by.
+_CELERYS_OF_BROKER = ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL")
+_CELERYS_OF_RESULTS = ("CELERY_RESULT_BACKEND",)
 
 
 class Level(IntEnum):
@@ -100,7 +104,9 @@ def _database(settings: Settings) -> Iterator[Database]:
 
 
 def broker(settings: Settings) -> Finding:
-    """Whether the broker answers, takes writes, and is new enough."""
+    """Whether the broker answers, takes writes, and is new enough; and is the one that workers look at."""
+    if elsewhere := _elsewhere(settings.broker_url, _CELERYS_OF_BROKER):
+        return elsewhere
     if not settings.broker_url.startswith(LEASING_SCHEMES):
         with Celery(broker=settings.broker_url, set_as_current=False) as app, app.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=3)
@@ -111,8 +117,19 @@ def broker(settings: Settings) -> Finding:
 
 def results(settings: Settings) -> Finding:
     """The same for the server that results are kept in."""
+    if elsewhere := _elsewhere(settings.result_url, _CELERYS_OF_RESULTS):
+        return elsewhere
     with _redis(settings.result_url, settings) as client:
         return _server(client.info())
+
+
+def _elsewhere(url: str, variables: Iterable[str]) -> Finding | None:
+    for name in variables:
+        if os.environ.get(name, url) != url:
+            return broken(
+                f"{name} is set, and to another URL than ours: workers obey it, nothing else does", f"unset {name}"
+            )
+    return None
 
 
 def _server(info: Mapping[str, Any]) -> Finding:
