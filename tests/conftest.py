@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,6 +24,12 @@ Given = TypeVar("Given")
 NeedProgram = Callable[[str], None]
 #: Numbers for databases; the process id keeps test processes on one server apart.
 _numbers = itertools.count()
+
+
+def pytest_configure() -> None:
+    """Ctrl-C reaches what tests start, even where the run itself was started to ignore it, as by `make test &`."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _missing(what: Exception) -> NoReturn:

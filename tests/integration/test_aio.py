@@ -242,7 +242,7 @@ def test_a_thousand_updates_under_way_cost_less_than_120_mib(broker_url: str, re
         folder = Path(__file__).parents[2]
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", THOUSAND],
-            env=urls, cwd=folder, check=True, capture_output=True, text=True, timeout=60,
+            env=urls, cwd=folder, check=True, capture_output=True, text=True, timeout=90,
         )  # fmt: skip
     assert float(done.stdout) < 120
 
