@@ -80,7 +80,7 @@ def test_a_worker_that_meets_with_everything(town: tuple[Service, Worker], servi
     service.push("no message", a_message({}, headers={"task": "another"})[1])
     service.broker.lpush("celery", a_message({"id": 1})[1])
     until(lambda: service.broker.xlen(Keys().dead) == 2 and not service.broker.llen("celery"))
-    assert service.celery.control.inspect([town[1].node], timeout=2).stats()
+    assert service.celery.control.inspect([town[1].node], timeout=5).stats()
     with urllib.request.urlopen(f"http://127.0.0.1:{METRICS}/metrics", timeout=5) as response:
         figures = response.read()
     assert b"aries_dead_letters 2.0" in figures
@@ -250,7 +250,7 @@ def test_nobody_comes_in_without_a_name() -> None:
 
 def test_passwords_in_urls_are_written_nowhere(town: tuple[Service, Worker]) -> None:
     service, worker = town
-    inspect = service.celery.control.inspect([worker.node], timeout=2)
+    inspect = service.celery.control.inspect([worker.node], timeout=5)
     for told in (inspect.conf(with_defaults=True), inspect.stats(), inspect.report(), worker.log.read_text()):
         assert told
         assert PASSWORDS["worker"] not in str(told)

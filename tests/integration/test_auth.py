@@ -224,7 +224,7 @@ def test_no_token_is_written_anywhere(town: tuple[Service, Worker], keys: Path) 
     ask(service, forged, {"id": image["id"], "description": "x"})
     ask(service, token, {"id": image["id"], "name": None})
     told = [worker.log.read_text()]
-    inspect = service.celery.control.inspect([worker.node], timeout=2)
+    inspect = service.celery.control.inspect([worker.node], timeout=5)
     told += [
         json.dumps([inspect.stats(), inspect.conf(), inspect.active(), inspect.reserved(), inspect.query_task("x")])
     ]

@@ -223,7 +223,7 @@ def seconds(duration: str) -> float:
 
 @pytest.mark.usefixtures("worker")
 def test_a_request_that_is_held_up_is_started_and_its_time_is_all_of_it(town: Town) -> None:
-    inspect = town.service.celery.control.inspect([NODE])
+    inspect = town.service.celery.control.inspect([NODE], timeout=5)
     with closing(sqlite3.connect(town.database, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         sent_at = time.monotonic()

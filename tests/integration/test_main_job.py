@@ -55,7 +55,7 @@ def service(
         with running_worker(
             service.environment | SETTINGS, pool=None if pool == "default" else pool, concurrency=concurrency
         ) as worker:
-            stats = service.celery.control.inspect([worker.node]).stats()[worker.node]
+            stats = service.celery.control.inspect([worker.node], timeout=5).stats()[worker.node]
             assert {"default": "group_commit", "threads": "concurrency.thread"}.get(pool, pool) in stats["pool"][
                 "implementation"
             ]
