@@ -5,7 +5,7 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Self
 
@@ -59,8 +59,9 @@ class Terminal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self._running:
-            self._running.pop().interrupt()
+        with ExitStack() as stack:  # one that does not end keeps none of the others up
+            for running in self._running:
+                stack.callback(running.interrupt)
 
     def _shell(self, commands: str) -> list[str]:
         return ["/bin/bash", "-c", _KEPT.format(state=shlex.quote(str(self._state))) + commands]
