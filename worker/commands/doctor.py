@@ -126,9 +126,7 @@ def results(settings: Settings) -> Finding:
 def _elsewhere(url: str, variables: Iterable[str]) -> Finding | None:
     for name in variables:
         if os.environ.get(name, url) != url:
-            return broken(
-                f"{name} is set, and to another URL than ours: workers obey it, nothing else does", f"unset {name}"
-            )
+            return broken(f"{name} names another: workers obey it, gateway and commands do not", f"unset {name}")
     return None
 
 
