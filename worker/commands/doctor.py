@@ -125,7 +125,7 @@ def results(settings: Settings) -> Finding:
 
 def _elsewhere(url: str, variables: Iterable[str]) -> Finding | None:
     for name in variables:
-        if os.environ.get(name, url) != url:
+        if (os.environ.get(name) or url) != url:
             return broken(f"{name} names another: workers obey it, gateway and commands do not", f"unset {name}")
     return None
 
